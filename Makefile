@@ -1,0 +1,36 @@
+# make install | test | check | demo. Needs python3 (3.11 or newer) with venv, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: install test check demo clean
+
+install: $(VENV)/installed
+
+# Reinstalled only when what is installed changes.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "focaljax needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: install
+	$(BIN)/focaljax train --config configs/shapes.py --workdir $(DEMO)
+	$(BIN)/focaljax evaluate --workdir $(DEMO) --split test
+	$(BIN)/python -m focaljax.data.shapes --out $(DEMO)/images --split test --count 8
+	$(BIN)/focaljax predict --workdir $(DEMO) --out $(DEMO)/predictions $(DEMO)/images
+	@echo "pictures: $(DEMO)/predictions and $(DEMO)/sheets_test (ground truth beside detections)"
+
+clean:
+	rm -rf $(VENV) $(DEMO) .cache

@@ -1,0 +1,41 @@
+"""RetinaNet from scratch on BCCD, photographs of blood cells (draft header)."""
+
+import pathlib
+
+from focaljax.cli.config import default_config
+
+
+def get_config():
+    config = default_config()
+    folders = ("data/bccd", "../shared/data/bccd")
+    config.data.root = next((folder for folder in folders if pathlib.Path(folder).is_dir()), folders[0])
+    for split in ("train", "val", "test"):
+        config.data[split].images = "images"
+        config.data[split].annotations = f"annotations/instances_{split}.json"
+    config.data.image_size = (240, 320)
+
+    config.augment.vertical_flip = 0.5
+    config.augment.scale = (0.8, 1.3)
+    config.augment.brightness = 0.2
+    config.augment.contrast = 0.2
+    config.augment.saturation = 0.2
+    config.augment.hue = 0.02
+
+    config.model.backbone = "resnet_tiny"
+    config.model.fpn_channels = 64
+    config.model.head_depth = 2
+    config.model.head_channels = 64
+    config.model.levels = (3, 4, 5, 6)
+    config.anchors.sizes = (24.0, 48.0, 96.0, 160.0)
+
+    config.optim.batch_size = 8
+    config.optim.steps = 1500
+    config.optim.schedule = "cosine"
+    config.optim.milestones = ()
+    config.optim.learning_rate = 0.02
+    config.optim.warmup_steps = 100
+    config.optim.clip_norm = 10.0
+    config.optim.ema_decay = 0.995
+    config.eval.every = 500
+    config.checkpoint.every = 500
+    return config

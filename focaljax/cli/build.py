@@ -1,0 +1,321 @@
+"""From a config to the parts of a run: sources, model, optimiser, compiled steps."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from focaljax.cli.main import UsageError
+from focaljax.data import pipeline
+from focaljax.data.example import Source
+from focaljax.data.transforms import Augmentation
+from focaljax.detection import Detections
+from focaljax.models.retinanet import RetinaNet
+from focaljax.training import mesh as meshes
+from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
+from focaljax.training.optimizer import make_optimizer, make_schedule
+from focaljax.training.state import TrainState, create_state
+from focaljax.training.step import PREDICT_KEYS, make_predict_step, make_train_step
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What a model's outputs mean.
+
+    Attributes:
+        names: K names, in label order.
+        category_ids: the data set's own ids, in label order.
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def save_classes(source: Source, workdir: pathlib.Path) -> None:
+    """Writes the classes of the training split to `WORKDIR/classes.json`, in COCO's form of categories."""
+    categories = [
+        {"id": int(category_id), "name": name}
+        for category_id, name in zip(source.category_ids, source.class_names, strict=True)
+    ]
+    (workdir / "classes.json").write_text(json.dumps(categories, indent=2) + "\n")
+
+
+def load_classes(workdir: pathlib.Path) -> Classes:
+    """Returns the classes that `save_classes` wrote.
+
+    Raises:
+        UsageError: they are missing or unreadable.
+    """
+    path = workdir / "classes.json"
+    try:
+        categories = json.loads(path.read_text())
+        return Classes(tuple(entry["name"] for entry in categories), tuple(entry["id"] for entry in categories))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): is {workdir} that of a run of `focaljax train`?") from None
+
+
+def make_source(config: ConfigDict, split: str, *, classes: Classes | None = None) -> Source:
+    """Returns the source of one split.
+
+    Args:
+        config: the whole config.
+        split: 'train', 'val' or 'test'.
+        classes: those of the training split, which this one must have; None for that split itself.
+
+    Raises:
+        UsageError: a setting that the source needs is missing.
+        DataError: nothing sensible can be read.
+    """
+    data = config.data
+    if split not in SPLITS:
+        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    root, part = pathlib.Path(data.root), data[split]
+    class_names = tuple(data.classes) if classes is None else classes.names
+    if data.source == "coco":
+        from focaljax.data.coco import CocoSource
+
+        _require(config, f"data.{split}.images", f"data.{split}.annotations")
+        category_ids = () if classes is None else classes.category_ids
+        return CocoSource(
+            root / part.images, root / part.annotations, class_names=class_names, category_ids=category_ids
+        )
+    if data.source == "voc":
+        from focaljax.data.voc import VocSource
+
+        _require(config, f"data.{split}.images", f"data.{split}.annotations")
+        return VocSource(
+            root / part.images,
+            root / part.annotations,
+            split=root / part.name if part.name else None,
+            class_names=class_names,
+        )
+    from focaljax.data.tfds_source import TfdsSource
+
+    _require(config, f"data.{split}.name")
+    if data.source == "tfds":
+        _require(config, "data.tfds_name", "data.root")
+        return TfdsSource(data.tfds_name, part.name, data_dir=data.root)
+    if data.source == "shapes":
+        from focaljax.data.shapes import prepare_shapes
+
+        _require(config, "data.root")
+        return TfdsSource(prepare_shapes(data.root, **data.shapes), part.name)
+    raise UsageError(f"data.source must be 'coco', 'voc', 'tfds' or 'shapes', got {data.source!r}")
+
+
+def training_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[pipeline.Batch]:
+    """Returns this host's share of the training batches from `start_step` on."""
+    height, width = config.data.image_size
+    return pipeline.training_batches(
+        source,
+        batch_size=config.optim.batch_size,
+        height=height,
+        width=width,
+        max_boxes=config.data.max_boxes or max(1, source.max_boxes),
+        seed=config.seed,
+        augmentation=Augmentation(**config.augment),
+        start_step=start_step,
+        num_threads=config.data.num_threads or None,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def evaluation_batches(config: ConfigDict, source: Source) -> Iterator[pipeline.Batch]:
+    """Returns this host's share of the batches that hold every image of the source once."""
+    height, width = config.data.image_size
+    return pipeline.evaluation_batches(
+        source,
+        batch_size=config.eval.batch_size,
+        height=height,
+        width=width,
+        num_threads=config.data.num_threads or None,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
+    """Returns the model that the config describes."""
+    model = config.model
+    return RetinaNet(
+        num_classes=num_classes,
+        anchors_per_position=len(config.anchors.scales) * len(config.anchors.ratios),
+        backbone=model.backbone,
+        norm=model.norm,
+        levels=tuple(model.levels),
+        fpn_channels=model.fpn_channels,
+        p6_from=model.p6_from,
+        head_depth=model.head_depth,
+        head_channels=model.head_channels,
+        head_norm=model.head_norm or None,
+        head_init_std=model.head_init_std,
+        prior=model.prior,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def make_optimizer_and_schedule(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimiser that the config describes, and its learning rate."""
+    optim = config.optim
+    schedule = make_schedule(
+        optim.schedule,
+        learning_rate=optim.learning_rate,
+        steps=optim.steps,
+        warmup_steps=optim.warmup_steps,
+        warmup_factor=optim.warmup_factor,
+        milestones=optim.milestones,
+        decay=optim.decay,
+    )
+    optimizer = make_optimizer(
+        optim.name, schedule, momentum=optim.momentum, weight_decay=optim.weight_decay, clip_norm=optim.clip_norm
+    )
+    return optimizer, schedule
+
+
+def initial_state(
+    config: ConfigDict, model: RetinaNet, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> Callable[[], TrainState]:
+    """Returns the function that makes the state before the first step, replicated over the mesh; not yet called."""
+    height, width = config.data.image_size
+
+    def initialize() -> TrainState:
+        variables = model.init(jax.random.key(config.seed), jnp.zeros((1, height, width, 3)), train=False)
+        return create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0)
+
+    # jit: initialising operation by operation takes ten seconds for a ResNet-50.
+    return jax.jit(initialize, out_shardings=meshes.replicated(mesh))
+
+
+def compiled_train_step(
+    config: ConfigDict,
+    model: RetinaNet,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns the train step, compiled at its first call; it gives away the buffers of the state."""
+    loss = functools.partial(
+        detection_loss,
+        classification_loss=make_classification_loss(
+            config.loss.classification, alpha=config.loss.alpha, gamma=config.loss.gamma
+        ),
+        box_loss=make_box_loss(config.loss.box, beta=config.loss.beta),
+        box_weight=config.loss.box_weight,
+        normalizer=config.loss.normalizer,
+    )
+    step = make_train_step(
+        model,
+        optimizer,
+        schedule,
+        loss=loss,
+        anchors=anchor_settings(config),
+        matching=dict(config.matching),
+        ema_decay=config.optim.ema_decay,
+    )
+    replicated = meshes.replicated(mesh)
+    return jax.jit(
+        step, in_shardings=(replicated, meshes.split_batch(mesh)), out_shardings=replicated, donate_argnums=0
+    )
+
+
+def compiled_predict_step(
+    config: ConfigDict, model: RetinaNet, mesh: jax.sharding.Mesh
+) -> Callable[[Any, Any], Detections]:
+    """Returns the prediction step, compiled at its first call for each image size."""
+    thresholds = {key: config.eval[key] for key in ("score_threshold", "pre_nms_top_k", "nms_iou", "max_detections")}
+    step = make_predict_step(model, anchors=anchor_settings(config), thresholds=thresholds)
+    split = meshes.split_batch(mesh)
+    return jax.jit(step, in_shardings=(meshes.replicated(mesh), split), out_shardings=split)
+
+
+def anchor_settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `pyramid_anchors` besides the image size."""
+    return {"levels": tuple(config.model.levels), **{key: tuple(value) for key, value in config.anchors.items()}}
+
+
+def put_evaluation_batches(
+    batches: Iterator[pipeline.Batch], mesh: jax.sharding.Mesh
+) -> Iterator[tuple[Any, dict[str, jax.Array]]]:
+    """Yields evaluation batches on the host and on the devices."""
+    return meshes.put_batches(batches, mesh, PREDICT_KEYS)
+
+
+def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Builds, without data and without compiling, what the config describes, so that mistakes show at once.
+
+    Raises:
+        UsageError: a setting has a value that a part does not accept.
+    """
+    try:
+        for name in ("image_size",):
+            size = config.data[name]
+            if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+                raise ValueError(f"data.{name} must be (height, width) in whole pixels, got {size}")
+        for setting in ("optim.steps", "log.every", "eval.batch_size"):
+            group, key = setting.split(".")
+            if config[group][key] < 1:
+                raise ValueError(f"{setting} must be at least 1, got {config[group][key]}")
+        meshes.check_batch_size(config.optim.batch_size, mesh)
+        meshes.check_batch_size(config.eval.batch_size, mesh)
+        Augmentation(**config.augment)
+        optimizer, schedule = make_optimizer_and_schedule(config)
+        model = make_model(config, num_classes=1)
+        step = compiled_train_step(config, model, optimizer, schedule, mesh)
+        state = jax.eval_shape(initial_state(config, model, optimizer, mesh))
+        jax.eval_shape(step, state, _example_batch(config))
+        jax.eval_shape(
+            compiled_predict_step(config, model, mesh), state.variables(), _example_batch(config, PREDICT_KEYS)
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"config: {error}") from None
+
+
+def say(message: str) -> None:
+    """Prints one line of what the program is doing, at once."""
+    print(message, flush=True)
+
+
+def report_data(source: Source, split: str) -> None:
+    """Prints what a split holds and what was repaired or left out in it."""
+    say(f"{split}: {len(source)} images, {len(source.class_names)} classes ({_shortened(source.class_names)})")
+    for line in source.report.lines():
+        print(f"  {split}: {line}", file=sys.stderr, flush=True)
+
+
+def _example_batch(config: ConfigDict, keys: tuple[str, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:
+    B, (height, width) = config.optim.batch_size, config.data.image_size
+    N = config.data.max_boxes or 8
+    shapes = {
+        "image": ((B, height, width, 3), np.uint8),
+        "size": ((B, 2), np.int32),
+        "boxes": ((B, N, 4), np.float32),
+        "labels": ((B, N), np.int32),
+        "is_crowd": ((B, N), np.bool_),
+        "is_box": ((B, N), np.bool_),
+    }
+    return {name: jax.ShapeDtypeStruct(*shapes[name]) for name in keys or shapes}
+
+
+def _require(config: ConfigDict, *settings: str) -> None:
+    for setting in settings:
+        value: Any = config
+        for key in setting.split("."):
+            value = value[key]
+        if not value:
+            raise UsageError(
+                f"data.source={config.data.source!r} needs --config.{setting}=..., which is empty in this config"
+            )
+
+
+def _shortened(names: tuple[str, ...], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,307 @@
+"""Configs: the defaults of every setting, and reading a config file with overrides from the command line."""
+
+import ast
+import importlib.util
+import json
+import pathlib
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from focaljax.cli.main import UsageError, nearest
+
+# What may differ when a run goes on: how it is watched, not what is trained.
+FREE_ON_RESUME = ("log", "eval", "checkpoint", "data.num_threads")
+
+
+def default_config() -> ConfigDict:
+    """Returns every setting with its default; a config file changes what it needs.
+
+    The defaults are the paper's RetinaNet-50 on COCO files at 600 px (Lin et al. 2017, arXiv 1708.02002).
+    """
+    config = ConfigDict()
+    config.seed = 0
+
+    data = config.data = ConfigDict()
+    data.source = "coco"  # 'coco' (JSON), 'voc' (XML), 'tfds' or 'shapes'
+    data.root = ""  # paths of the splits are relative to it
+    for split in ("train", "val", "test"):
+        # coco: images folder and annotation file. voc: JPEGImages and Annotations folders, and as `name` an image list.
+        # tfds and shapes: `name` is the split, such as 'train' or 'train[:80%]'.
+        data[split] = ConfigDict({"images": "", "annotations": "", "name": ""})
+    data.classes = ()  # voc: the class names in label order; () takes those of the training split
+    data.tfds_name = ""  # tfds: such as 'coco/2017', prepared under `root`
+    data.shapes = ConfigDict(
+        {"num_train": 2000, "num_val": 200, "num_test": 300, "height": 192, "width": 192, "num_classes": 4, "seed": 0}
+    )
+    data.image_size = (600, 600)  # height, width: images are resized to fit and padded
+    data.max_boxes = 0  # rows for the boxes of an image; 0: as many as the fullest training image has
+    data.num_threads = 0  # that read images; 0: as many as there are cores
+
+    augment = config.augment = ConfigDict()
+    augment.horizontal_flip = 0.5  # probability
+    augment.vertical_flip = 0.0
+    augment.scale = (1.0, 1.0)  # range of the random scale, relative to the size that fits; above 1 crops
+    augment.min_visible = 0.25  # a box of which less than this is left after cropping is dropped
+    augment.brightness = 0.0  # 0.2: factor from 0.8 to 1.2; likewise contrast and saturation
+    augment.contrast = 0.0
+    augment.saturation = 0.0
+    augment.hue = 0.0  # 0.1: up to 0.1 of a turn
+
+    model = config.model = ConfigDict()
+    model.backbone = "resnet50"
+    model.norm = "batch_norm"  # or 'frozen_batch_norm', 'group_norm'
+    model.levels = (3, 4, 5, 6, 7)
+    model.fpn_channels = 256
+    model.p6_from = "c5"  # or 'p5'
+    model.head_depth = 4
+    model.head_channels = 256
+    model.head_norm = ""  # '': none; or as `norm`
+    model.head_init_std = 0.01
+    model.prior = 0.01  # pi: every anchor's score at the start
+    model.dtype = "float32"  # of the activations; or 'bfloat16'
+
+    anchors = config.anchors = ConfigDict()
+    anchors.sizes = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, one a level
+    anchors.scales = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    anchors.ratios = (0.5, 1.0, 2.0)  # height / width
+
+    matching = config.matching = ConfigDict()
+    matching.positive_iou = 0.5
+    matching.negative_iou = 0.4
+    matching.low_quality = True
+
+    loss = config.loss = ConfigDict()
+    loss.classification = "focal"  # or 'balanced_cross_entropy', 'cross_entropy'
+    loss.alpha = 0.25
+    loss.gamma = 2.0
+    loss.box = "smooth_l1"  # or 'l1'
+    loss.beta = 0.1  # of smooth L1
+    loss.box_weight = 1.0
+    loss.normalizer = "image"  # anchors assigned on each image, or on the whole 'batch'
+
+    optim = config.optim = ConfigDict()
+    optim.name = "sgd"  # or 'adamw'
+    optim.learning_rate = 0.01
+    optim.batch_size = 16  # of all devices together
+    optim.steps = 90_000
+    optim.schedule = "step"  # or 'cosine', 'constant'
+    optim.milestones = (60_000, 80_000)
+    optim.decay = 0.1
+    optim.warmup_steps = 500
+    optim.warmup_factor = 1e-3
+    optim.momentum = 0.9
+    optim.weight_decay = 1e-4
+    optim.clip_norm = 0.0  # 0: not clipped
+    optim.ema_decay = 0.0  # of the averaged weights that are evaluated; 0: none
+
+    log = config.log = ConfigDict()
+    log.every = 20  # steps
+
+    evaluation = config.eval = ConfigDict()
+    evaluation.split = "val"
+    evaluation.every = 0  # steps; 0: at the end only
+    evaluation.batch_size = 16
+    evaluation.score_threshold = 0.05
+    evaluation.pre_nms_top_k = 1000
+    evaluation.nms_iou = 0.5
+    evaluation.max_detections = 100
+
+    checkpoint = config.checkpoint = ConfigDict()
+    checkpoint.every = 1000  # steps
+    checkpoint.keep = 2
+    return config
+
+
+def parse_flags(arguments: Sequence[str], flag_values: flags.FlagValues) -> list[str]:
+    """Parses a verb's flags; returns the arguments that are not flags.
+
+    Raises:
+        UsageError: a flag is unknown, lacks its value, or has a wrong one.
+    """
+    try:
+        return flag_values(["focaljax", *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [name for name in flag_values if not name.startswith("config.")]
+        raise UsageError(f"unknown flag --{error.flagname}{nearest(error.flagname, known)}") from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
+def read_config(arguments: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+    """Splits a command line into the flags of the config and the others.
+
+    Returns:
+        The config's flags (`--config`, `--config.KEY`) in the form `--name=value`, and all other arguments.
+
+    Raises:
+        UsageError: an override lacks its dashes or its value.
+    """
+    config_flags_, others = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.split("=")[0].split(".")[0] == "config" and "=" in argument:
+            raise UsageError(f"override {argument!r} lacks its dashes: write --{argument}")
+        name, equals, value = argument.partition("=")
+        if name.lstrip("-").split(".")[0] != "config" or not name.startswith("-"):
+            others.append(argument)
+            continue
+        if not equals:
+            value = next(rest, "")
+            if not value or value.startswith("--"):
+                raise UsageError(f"{name} lacks its value: write {name}=VALUE")
+        config_flags_.append(f"--{name.lstrip('-')}={value}")
+    return config_flags_, others
+
+
+def load_config(config_arguments: Sequence[str]) -> ConfigDict:
+    """Returns the config that `--config=FILE` and its overrides name.
+
+    Args:
+        config_arguments: as `read_config` gives them.
+
+    Raises:
+        UsageError: no file or a broken one, or an override that names no setting or has a wrong type.
+    """
+    paths = [argument.partition("=")[2] for argument in config_arguments if argument.startswith("--config=")]
+    if len(paths) != 1:
+        raise UsageError(f"one --config=FILE is needed, such as --config=configs/shapes.py; got {len(paths)}")
+    overrides = [argument for argument in config_arguments if not argument.startswith("--config=")]
+    return override_config(_load_config_file(paths[0]), overrides)
+
+
+def override_config(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Returns the config with overrides `--config.KEY=VALUE` applied, each checked against the setting's type.
+
+    Raises:
+        UsageError: an override that names no setting or has a wrong type.
+    """
+    settings = dict(flatten(config))
+    for override in overrides:
+        name, _, value = override.partition("=")
+        key = name.removeprefix("--config.")
+        if key not in settings:
+            groups = {".".join(setting.split(".")[:-1]) for setting in settings}
+            if key in groups:
+                raise UsageError(f"--config.{key} is a group of settings: set one of them, --config.{key}.NAME=VALUE")
+            raise UsageError(f"unknown setting --config.{key}{_nearest_setting(key, settings)}")
+        _check_value(key, value, settings[key])
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=["focaljax", *overrides])
+    parse_flags(overrides, flag_values)
+    return flag_values.config
+
+
+def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the settings as ('optim.learning_rate', 0.01) and so on, in the order of definition."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes the resolved config to `WORKDIR/config.json`."""
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.replace(workdir / "config.json")
+
+
+def load_saved_config(workdir: pathlib.Path) -> ConfigDict:
+    """Returns the config of a run.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: --workdir must be that of a run of `focaljax train`")
+    try:
+        saved = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from None
+    return ConfigDict(_lists_to_tuples(saved))
+
+
+def differences(saved: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns a line for each setting that matters to what is trained and is not the same in both configs."""
+    saved_settings, new_settings = dict(flatten(saved)), dict(flatten(new))
+    lines = []
+    for key in {**saved_settings, **new_settings}:
+        if any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME):
+            continue
+        before, now = saved_settings.get(key, "(none)"), new_settings.get(key, "(none)")
+        if before != now:
+            lines.append(f"{key}: {before!r} there, {now!r} now")
+    return lines
+
+
+def _load_config_file(path: str) -> ConfigDict:
+    file = pathlib.Path(path)
+    if not file.is_file():
+        siblings = {str(other): "" for other in sorted(file.parent.glob("*.py"))} if file.parent.is_dir() else {}
+        raise UsageError(f"config file {path} does not exist{nearest(path, siblings)}")
+    spec = importlib.util.spec_from_file_location("focaljax_config", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"config file {path} must be a Python file that defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line_number = frames[-1].lineno if frames else getattr(error, "lineno", None)
+        line = f", line {line_number}" if line_number else ""
+        raise UsageError(f"config file {path}{line}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"config file {path}: get_config() must return a ConfigDict, got {type(config).__name__}")
+    _check_known(path, config)
+    return config
+
+
+def _check_known(path: str, config: ConfigDict) -> None:
+    """A setting that no code reads is a misspelt one."""
+    known = dict(flatten(default_config()))
+    for key, _ in flatten(config):
+        if key not in known:
+            raise UsageError(f"config file {path}: unknown setting {key}{_nearest_setting(key, known)}")
+
+
+def _check_value(key: str, value: str, default: Any) -> None:
+    if isinstance(default, tuple):
+        try:
+            parsed = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed = None
+        if not isinstance(parsed, tuple | list):
+            raise UsageError(f"--config.{key}={value}: expected a tuple such as '{default}', in quotes")
+        return
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false", "1", "0"):
+            raise UsageError(f"--config.{key}={value}: expected true or false")
+        return
+    if isinstance(default, int | float):
+        try:
+            type(default)(value)
+        except ValueError:
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise UsageError(f"--config.{key}={value}: expected {kind} such as {default}") from None
+
+
+def _nearest_setting(key: str, settings: dict[str, Any]) -> str:
+    """Like `nearest`, but the last part of the name alone may also match: `gamma` for `loss.gamma`."""
+    by_name = {setting.split(".")[-1]: setting for setting in settings}
+    last = key.split(".")[-1]
+    if last in by_name:
+        return f" (did you mean {by_name[last]!r}?)"
+    return nearest(key, settings)
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value

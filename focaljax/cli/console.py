@@ -1,0 +1,68 @@
+"""What a person sees of a long run: one line that moves in a terminal, lines now and then elsewhere."""
+
+import time
+from typing import Self
+
+import rich.console
+import rich.progress
+
+from focaljax.training.loop import Progress
+
+# Between two lines where the output is a file.
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressLine:
+    """Shows a training run's progress: step, loss parts, images/s and time left.
+
+    Args:
+        steps: of the whole run.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._console = rich.console.Console(highlight=False)
+        self._bar: rich.progress.Progress | None = None
+        self._last_line = float("-inf")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(bar_width=24),
+                console=self._console,
+                redirect_stdout=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._steps)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Shows one record."""
+        values = progress.metrics
+        line = (
+            f"step {progress.step}/{progress.steps}  loss {values['loss']:.4f} "
+            f"(class {values['classification_loss']:.4f}, box {values['box_loss']:.4f})  "
+            f"{progress.images_per_second:.1f} images/s  {duration(progress.seconds_left)} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=progress.step, description=line)
+        elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or progress.step == progress.steps:
+            self._last_line = time.monotonic()
+            print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the form 1:02:03 or 2:03.
+
+    Example:
+        >>> duration(3723), duration(123.4)
+        ('1:02:03', '2:03')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

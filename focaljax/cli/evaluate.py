@@ -1,0 +1,141 @@
+"""focaljax evaluate: COCO metrics of a trained detector.
+
+Usage: focaljax evaluate --workdir DIR [--split SPLIT] [--sheets N] [--config.KEY=VALUE ...]
+
+  --workdir DIR         of a run of `focaljax train`; its latest checkpoint is used
+  --split SPLIT         train, val or test (default: the config's eval.split)
+  --sheets N            how many images to draw, detections beside ground truth (default 24; 0: none)
+  --config.KEY=VALUE    overrides a setting of the groups `eval` and `data`, e.g. --config.eval.nms_iou=0.6
+
+Prints COCO's 12 numbers and AP per class; writes to DIR evaluation_SPLIT.json, detections_SPLIT.json (a COCO
+results file) and sheets_SPLIT/.
+
+Example:
+  focaljax evaluate --workdir runs/shapes --split test
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+from absl import flags
+from ml_collections import ConfigDict
+
+from focaljax.cli import build
+from focaljax.cli.build import say
+from focaljax.cli.config import load_saved_config, override_config, parse_flags, read_config
+from focaljax.cli.main import UsageError
+from focaljax.data.example import Source
+from focaljax.detection import Detections
+from focaljax.evaluation.coco_metrics import (
+    CocoMetrics,
+    evaluate_detections,
+    metrics_table,
+    write_coco_results,
+    write_evaluation,
+)
+from focaljax.evaluation.detections import ImageDetections, to_coco_results
+from focaljax.evaluation.drawing import comparison_sheet, write_image
+from focaljax.evaluation.prediction import predict_batches
+from focaljax.training import mesh as meshes
+from focaljax.training.checkpoints import Checkpoints
+
+_IMAGES_ON_A_SHEET = 4
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    overrides, others = read_config(arguments)
+    flag_values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "of a run of `focaljax train`", flag_values=flag_values)
+    flags.DEFINE_string("split", "", "train, val or test", flag_values=flag_values)
+    flags.DEFINE_integer("sheets", 24, "how many images to draw", lower_bound=0, flag_values=flag_values)
+    if unexpected := parse_flags(others, flag_values):
+        raise UsageError(f"unexpected argument {unexpected[0]!r}; see `focaljax evaluate --help`")
+    config, workdir = saved_run(flag_values.workdir, overrides)
+    split = flag_values.split or config.eval.split
+    mesh = meshes.make_mesh()
+    source = build.make_source(config, split, classes=build.load_classes(workdir))
+    build.report_data(source, split)
+    step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)
+    say(f"evaluating step {step} of {workdir} on {split}")
+    metrics = evaluate_split(
+        config, source, split, predict_step, variables, mesh, workdir, step, sheets=flag_values.sheets
+    )
+    rich.console.Console().print(metrics_table(metrics, title=f"{workdir}, {split}"))
+    say(f"wrote {workdir}/evaluation_{split}.json and detections_{split}.json")
+    return 0
+
+
+def evaluate_split(
+    config: ConfigDict,
+    source: Source,
+    split: str,
+    predict_step: Callable[[Any, Any], Detections],
+    variables: Any,
+    mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path,
+    step: int,
+    *,
+    sheets: int = 0,
+) -> CocoMetrics:
+    """Predicts a whole split, writes its results files to the workdir and returns the metrics."""
+    variables = jax.device_put(variables, meshes.replicated(mesh))
+    batches = build.put_evaluation_batches(build.evaluation_batches(config, source), mesh)
+    images = predict_batches(lambda batch: predict_step(variables, batch), batches)
+    detections = list(rich.progress.track(images, f"evaluating {split}", total=len(source), transient=True))
+    results = to_coco_results(detections, source.category_ids)
+    metrics = evaluate_detections(source.ground_truth(), results)
+    write_evaluation(workdir / f"evaluation_{split}.json", metrics, details={"split": split, "step": step})
+    write_coco_results(workdir / f"detections_{split}.json", results)
+    if sheets:
+        _write_sheets(workdir / f"sheets_{split}", source, detections, sheets)
+    return metrics
+
+
+def saved_run(workdir: str, overrides: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
+    """Returns the config of a finished or interrupted run, with overrides of what may differ, and its workdir.
+
+    Raises:
+        UsageError: there is no such run, or an override would change the trained model.
+    """
+    if not workdir:
+        raise UsageError("--workdir=DIR is needed: the --workdir of a run of `focaljax train`")
+    for override in overrides:
+        key = override.partition("=")[0].removeprefix("--config.")
+        if override.startswith("--config=") or key.split(".")[0] not in ("eval", "data"):
+            raise UsageError(f"{override}: only settings of the groups eval and data can differ from the run's own")
+    return override_config(load_saved_config(pathlib.Path(workdir)), overrides), pathlib.Path(workdir)
+
+
+def load_detector(
+    config: ConfigDict, workdir: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh
+) -> tuple[int, Any, Callable[[Any, Any], Detections]]:
+    """Returns the step of a run's latest checkpoint, its variables for evaluation and the compiled prediction step."""
+    model = build.make_model(config, num_classes)
+    optimizer, _ = build.make_optimizer_and_schedule(config)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=meshes.replicated(mesh)),
+        jax.eval_shape(build.initial_state(config, model, optimizer, mesh)),
+    )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step, state = checkpoints.restore_latest(abstract)
+    return step, state.evaluation_variables(), build.compiled_predict_step(config, model, mesh)
+
+
+def _write_sheets(folder: pathlib.Path, source: Source, detections: Sequence[ImageDetections], count: int) -> None:
+    index_of = {example_id: index for index, example_id in enumerate(_image_ids(source))}
+    shown = list(detections)[:count]
+    for start in range(0, len(shown), _IMAGES_ON_A_SHEET):
+        some = shown[start : start + _IMAGES_ON_A_SHEET]
+        examples = [source[index_of[found.image_id]] for found in some]
+        sheet = comparison_sheet(examples, some, source.class_names)
+        write_image(folder / f"sheet_{start // _IMAGES_ON_A_SHEET + 1:02}.jpg", sheet)
+    say(f"wrote {folder}: {len(shown)} images, ground truth on the left, detections on the right")
+
+
+def _image_ids(source: Source) -> list[int]:
+    return [image["id"] for image in source.ground_truth()["images"]]

@@ -1,0 +1,107 @@
+"""The console script `focaljax VERB`."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+# Verb -> what it does; the module focaljax.cli.VERB has `main(arguments)` and, as its docstring, the help text.
+VERBS = {
+    "train": "train a detector from a config",
+    "evaluate": "COCO metrics of a trained detector",
+    "predict": "draw what a trained detector sees in images",
+}
+
+USAGE = """focaljax: object detection with focal loss in JAX.
+
+Usage: focaljax VERB [FLAGS]     `focaljax VERB --help` explains a verb
+
+{verbs}
+
+Example:
+  focaljax train --config configs/shapes.py --workdir runs/shapes
+"""
+
+
+class UsageError(Exception):
+    """A mistake in the command or in what it points to: one line, exit code 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code: 0, 1 (failed), 2 (wrong usage), 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from focaljax import __version__
+
+        print(f"focaljax {__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        return _fail(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}", 2)
+    try:
+        if "--help" in rest or "-h" in rest:
+            print(_verb_help(verb))
+            return 0
+        _import_verb_needs(verb)
+        return importlib.import_module(f"focaljax.cli.{verb}").main(rest)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("FOCALJAX_TRACEBACK") or not _is_expected(error):
+            raise
+        return _fail(str(error), 1)
+
+
+def nearest(name: str, names: Sequence[str] | dict[str, str]) -> str:
+    """Returns ' (did you mean X?)' for the name most like `name`, or '' if none is like it."""
+    import difflib
+
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _import_verb_needs(verb: str) -> None:
+    try:
+        import flax  # noqa: F401
+        import ml_collections  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f"`focaljax {verb}` needs the package {error.name}: pip install 'focaljax[train]'") from error
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is one that the rooms below raise to say what is wrong with data, files or a run."""
+    from focaljax.data.example import DataError
+    from focaljax.training.checkpoints import CheckpointError
+    from focaljax.training.loop import TrainingError
+
+    return isinstance(error, DataError | CheckpointError | TrainingError | OSError)
+
+
+def _usage() -> str:
+    return USAGE.format(verbs="\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())).rstrip()
+
+
+def _verb_help(verb: str) -> str:
+    # The docstring is read without importing the module: help must not wait for jax.
+    import ast
+    import pathlib
+
+    source = (pathlib.Path(__file__).parent / f"{verb}.py").read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").strip()
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"focaljax: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

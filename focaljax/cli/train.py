@@ -1,0 +1,147 @@
+"""focaljax train: train a detector.
+
+Usage: focaljax train --config FILE --workdir DIR [--config.KEY=VALUE ...]
+
+  --config FILE         a Python file with get_config(), such as those in configs/
+  --config.KEY=VALUE    overrides one setting, e.g. --config.loss.gamma=1.5
+  --workdir DIR         where everything goes; the same command again goes on where the run stopped
+
+Written to DIR: config.json (every setting), metrics.jsonl and tensorboard/ (the curves), checkpoints/,
+evaluation_SPLIT.json and detections_SPLIT.json (COCO metrics and results of the last evaluation).
+
+Example:
+  focaljax train --config configs/shapes.py --workdir runs/shapes --config.optim.learning_rate=0.02
+"""
+
+import importlib.metadata
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from focaljax.cli import build
+from focaljax.cli.build import say
+from focaljax.cli.config import differences, load_config, load_saved_config, parse_flags, read_config, save_config
+from focaljax.cli.console import ProgressLine, duration
+from focaljax.cli.evaluate import evaluate_split
+from focaljax.cli.main import UsageError
+from focaljax.training import mesh as meshes
+from focaljax.training.checkpoints import Checkpoints
+from focaljax.training.loop import Intervals, run_training
+from focaljax.training.metrics import MetricsWriter
+from focaljax.training.state import TrainState
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    config_arguments, others = read_config(arguments)
+    flag_values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flag_values)
+    if unexpected := parse_flags(others, flag_values):
+        raise UsageError(f"unexpected argument {unexpected[0]!r}: settings are given as --config.KEY=VALUE")
+    if not flag_values.workdir:
+        raise UsageError("--workdir=DIR is needed: the folder for checkpoints and results")
+    config = load_config(config_arguments)
+    return train(config, pathlib.Path(flag_values.workdir))
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> int:
+    """Trains what the config describes, or goes on with it; returns the exit code."""
+    _check_resumable(config, workdir)
+    mesh = meshes.make_mesh()
+    build.check_config(config, mesh)
+    source = build.make_source(config, "train")
+    classes = build.Classes(source.class_names, source.category_ids)
+    evaluation_source = build.make_source(config, config.eval.split, classes=classes)
+    build.report_data(source, "train")
+    build.report_data(evaluation_source, config.eval.split)
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(config, workdir)
+    build.save_classes(source, workdir)
+    model = build.make_model(config, len(source.class_names))
+    optimizer, schedule = build.make_optimizer_and_schedule(config)
+    initialize = build.initial_state(config, model, optimizer, mesh)
+    train_step = build.compiled_train_step(config, model, optimizer, schedule, mesh)
+    predict_step = build.compiled_predict_step(config, model, mesh)
+
+    def evaluate(state: TrainState, step: int) -> Mapping[str, float]:
+        metrics = evaluate_split(
+            config,
+            evaluation_source,
+            config.eval.split,
+            predict_step,
+            state.evaluation_variables(),
+            mesh,
+            workdir,
+            step,
+        )
+        say(f"step {step}: {config.eval.split} AP {metrics.AP:.3f}, AP50 {metrics.AP50:.3f}, AP75 {metrics.AP75:.3f}")
+        return {name: value for name, value in vars(metrics).items() if name != "per_class" and value >= 0}
+
+    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+        state = _start(initialize, checkpoints, config, workdir, mesh)
+        start_step, start_time = int(state.step), time.perf_counter()
+        with MetricsWriter(workdir, start_step=start_step) as writer, ProgressLine(config.optim.steps) as progress:
+            state, stopped_by = run_training(
+                state,
+                train_step,
+                lambda step: build.training_batches(config, source, step),
+                steps=config.optim.steps,
+                mesh=mesh,
+                intervals=Intervals(record=config.log.every, evaluate=config.eval.every, save=config.checkpoint.every),
+                writer=writer,
+                checkpoints=checkpoints,
+                settings={"config": config.to_dict(), "versions": _versions()},
+                evaluate=evaluate,
+                evaluation_split=config.eval.split,
+                on_progress=progress.show,
+            )
+    if stopped_by is not None:
+        say(f"stopped by {stopped_by.name} after step {int(state.step)}, which is saved; the same command goes on")
+        return 130 if stopped_by.name == "SIGINT" else 0
+    seconds = duration(time.perf_counter() - start_time)
+    say(f"done: {config.optim.steps} steps, {config.optim.steps - start_step} of them now in {seconds}; see {workdir}")
+    return 0
+
+
+def _check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file: name a folder")
+    if not (workdir / "config.json").exists():
+        return
+    changed = differences(load_saved_config(workdir), config)
+    if changed:
+        raise UsageError(
+            f"{workdir} holds a run with another config ({'; '.join(changed)}): "
+            "name another --workdir, or undo the change"
+        )
+
+
+def _start(
+    initialize: Any, checkpoints: Checkpoints, config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> TrainState:
+    device = jax.devices()[0]
+    say(f"{mesh.size} x {device.device_kind}, batch {config.optim.batch_size}, {config.optim.steps} steps")
+    if checkpoints.latest_step() is None:
+        state = initialize()
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        say(f"new run in {workdir}: {config.model.backbone}, {parameters:,} parameters; compiling the train step")
+        return state
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=meshes.replicated(mesh)),
+        jax.eval_shape(initialize),
+    )
+    step, state = checkpoints.restore_latest(abstract)
+    say(f"resumed {workdir} after step {step} of {config.optim.steps}")
+    return state
+
+
+def _versions() -> dict[str, str]:
+    packages = ("focaljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in packages}}

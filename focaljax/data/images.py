@@ -1,0 +1,220 @@
+"""Image files: decoding to RGB pixels, and a cheap check of a file at the start of a run."""
+
+import os
+import struct
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from focaljax.data.example import UnreadableImageError
+
+# The input pipeline has one thread a core; OpenCV's own threads would compete with them.
+cv2.setNumThreads(1)
+
+MISSING = "image file missing"
+NO_ACCESS = "image file cannot be opened"
+EMPTY = "image file empty"
+TRUNCATED = "image file truncated"
+UNDECODABLE = "image file not decodable"
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_END = b"\xff\xd9"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND"
+# Most headers fit; where metadata pushes the size further back, the whole file is read.
+_HEAD_BYTES = 16384
+_TAIL_BYTES = 1024
+# EXIF orientations 5 to 8 exchange height and width.
+_TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
+
+
+def decode_image(
+    encoded: bytes, *, file_name: str, image_id: int, expected_size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Returns the image as uint8 `[H, W, 3]`, RGB.
+
+    Any format that OpenCV reads: grey becomes three equal channels, 16 bits become 8, alpha is dropped. Pixels are
+    taken as stored, without regard to an EXIF orientation, because annotations count them so; with one exception,
+    see `expected_size`. A JPEG that ends early is an error, not a half-grey image; other faults that JPEG decoders
+    recover from (stray bytes between segments) are passed over.
+
+    Args:
+        encoded: the file's bytes.
+        file_name: for messages.
+        image_id: for messages.
+        expected_size: the annotated (height, width), if known. If the stored image has its transpose and the EXIF
+            orientation is one that exchanges height and width, the annotations were made on the upright image: the
+            pixels are turned upright. Any other difference is an error, as the boxes would not fit.
+
+    Raises:
+        UnreadableImageError: if the bytes cannot be decoded in full, or have another size than expected.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> encoded = cv2.imencode(".png", np.zeros((2, 3), np.uint8))[1].tobytes()
+        >>> decode_image(encoded, file_name="grey.png", image_id=1).shape
+        (2, 3, 3)
+    """
+    image, reason = _decode_pixels(encoded)
+    if image is None:
+        raise UnreadableImageError(f"{file_name} (image {image_id}): {reason}")
+    size = (image.shape[0], image.shape[1])
+    if expected_size is None or size == tuple(expected_size):
+        return image
+    if size == (expected_size[1], expected_size[0]):
+        orientation = exif_orientation(encoded)
+        if orientation in _TRANSPOSED_ORIENTATIONS:
+            return _upright(image, orientation)
+    raise UnreadableImageError(
+        f"{file_name} (image {image_id}): the file has {size[0]} x {size[1]} pixels (height x width), but its "
+        f"annotation says {expected_size[0]} x {expected_size[1]}; correct the annotation or replace the file"
+    )
+
+
+def check_image_file(
+    path: str | os.PathLike[str], *, expected_size: tuple[int, int] | None = None
+) -> tuple[str | None, tuple[int, int] | None]:
+    """Returns `(None, (height, width))` for a file that looks whole, else `(reason, None)`.
+
+    JPEG and PNG files are judged by their header and their end mark alone; if one of these is not as it should be,
+    and for all other formats, the file is decoded. So a reason is never a false alarm, but damage in the middle of a
+    file shows only in `decode_image`.
+
+    Args:
+        path: the file.
+        expected_size: as for `decode_image`; the size returned is the one that `decode_image` would give, or, where
+            that would raise because the sizes do not fit, the size as stored.
+
+    Returns:
+        The reason is one of the constants of this module (`MISSING`, `NO_ACCESS`, `EMPTY`, `TRUNCATED`,
+        `UNDECODABLE`), the same for all files with one fault.
+    """
+    try:
+        head, tail = _read_ends(path)
+    except FileNotFoundError:
+        return MISSING, None
+    # ValueError: the name holds a NUL character.
+    except (OSError, ValueError):
+        return NO_ACCESS, None
+    if not head:
+        return EMPTY, None
+    size = _size_from_header(head)
+    if size is None or not _has_end_mark(head, tail):
+        with open(path, "rb") as file:
+            head = file.read()
+        image, reason = _decode_pixels(head)
+        if image is None:
+            return reason.split(" (", 1)[0], None
+        size = (image.shape[0], image.shape[1])
+    if (
+        expected_size is not None
+        and size != tuple(expected_size)
+        and size == (expected_size[1], expected_size[0])
+        and exif_orientation(head) in _TRANSPOSED_ORIENTATIONS
+    ):
+        size = (expected_size[0], expected_size[1])
+    return None, size
+
+
+def exif_orientation(encoded: bytes) -> int:
+    """Returns the EXIF orientation (1 to 8) of a JPEG; 1, upright, if it has none or is no JPEG.
+
+    Args:
+        encoded: the file's bytes, or its first part up to the end of the EXIF segment.
+
+    Example:
+        >>> exif_orientation(b"no jpeg")
+        1
+    """
+    position = 2
+    while encoded[:2] == _JPEG_START and position + 4 <= len(encoded) and encoded[position] == 0xFF:
+        marker, length = encoded[position + 1], int.from_bytes(encoded[position + 2 : position + 4], "big")
+        if marker == 0xDA or length < 2:  # start of scan: no metadata after this
+            break
+        segment = encoded[position + 4 : position + 2 + length]
+        if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+            return _orientation_from_tiff(segment[6:])
+        position += 2 + length
+    return 1
+
+
+def _orientation_from_tiff(tiff: bytes) -> int:
+    """Returns the value of tag 0x0112 in the first directory of an EXIF block."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for entry in range(entries):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns stored pixels upright, for the orientations that exchange height and width."""
+    if orientation == 6:
+        return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
+    if orientation == 8:
+        return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
+    transposed = cv2.transpose(image)
+    return transposed if orientation == 5 else cv2.rotate(transposed, cv2.ROTATE_180)
+
+
+def _decode_pixels(encoded: bytes) -> tuple[np.ndarray | None, str]:
+    """Returns (RGB pixels as stored, '') or (None, reason)."""
+    if not encoded:
+        return None, EMPTY
+    if encoded[:2] == _JPEG_START:
+        try:
+            return simplejpeg.decode_jpeg(encoded, "RGB"), ""
+        except (ValueError, RuntimeError, MemoryError) as error:
+            # The decoders below would fill what is missing with grey.
+            if "premature end" in str(error).lower() or _JPEG_END not in encoded[-_TAIL_BYTES:]:
+                return None, f"{TRUNCATED} ({error})"
+        try:
+            return simplejpeg.decode_jpeg(encoded, "RGB", strict=False), ""
+        except (ValueError, RuntimeError, MemoryError):
+            pass  # colour spaces that TurboJPEG refuses
+    elif encoded[:8] == _PNG_START and _PNG_END not in encoded[-_TAIL_BYTES:]:
+        return None, f"{TRUNCATED} (the PNG has no end mark)"
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (cv2.error, MemoryError) as error:
+        return None, f"{UNDECODABLE} ({' '.join(str(error).split())})"
+    if image is None:
+        return None, f"{UNDECODABLE} (damaged, or not an image)"
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), ""
+
+
+def _read_ends(path: str | os.PathLike[str]) -> tuple[bytes, bytes]:
+    """Returns the first and last bytes of a file; the whole file as both, if it is short."""
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(_HEAD_BYTES)
+        if len(head) < _HEAD_BYTES:
+            return head, head[-_TAIL_BYTES:]
+        file.seek(-_TAIL_BYTES, os.SEEK_END)
+        return head, file.read(_TAIL_BYTES)
+
+
+def _size_from_header(head: bytes) -> tuple[int, int] | None:
+    """Returns (height, width) of a JPEG or PNG from the first part of its file, None if it does not say."""
+    if head[:2] == _JPEG_START:
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(head)
+        except (ValueError, RuntimeError):
+            return None
+    elif head[:8] == _PNG_START and head[12:16] == b"IHDR" and len(head) >= 24:
+        width, height = struct.unpack(">II", head[16:24])
+    else:
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _has_end_mark(head: bytes, tail: bytes) -> bool:
+    return (_JPEG_END if head[:2] == _JPEG_START else _PNG_END) in tail

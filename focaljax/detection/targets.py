@@ -1,0 +1,114 @@
+"""Targets: which anchor answers for which object, and which answers for none."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from focaljax.detection.boxes import box_area, pairwise_intersection, pairwise_iou
+from focaljax.losses import BACKGROUND, IGNORED
+
+Array = jax.Array
+
+# An anchor that lies at least this much inside a crowd region is neither an object nor background.
+CROWD_COVERAGE = 0.5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AnchorTargets:
+    """What the loss needs to know of each anchor of an image.
+
+    Attributes:
+        labels: int32 `[A]`, the class 0..K-1 of the object that the anchor is assigned to, `BACKGROUND` or `IGNORED`.
+        boxes_xyxy: float `[A, 4]`, that object's box in pixels; meaningless where the anchor is not assigned.
+    """
+
+    labels: Array
+    boxes_xyxy: Array
+
+    @property
+    def is_positive(self) -> Array:
+        """Bool `[A]`: the anchor is assigned to an object."""
+        return self.labels >= 0
+
+    @property
+    def is_ignored(self) -> Array:
+        """Bool `[A]`: the anchor is in neither the loss nor the count."""
+        return self.labels == IGNORED
+
+
+def assign_anchors(
+    anchors_xyxy: Array,
+    boxes_xyxy: Array,
+    labels: Array,
+    is_crowd: Array,
+    is_box: Array,
+    *,
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    low_quality: bool = True,
+) -> AnchorTargets:
+    """Returns the target of each anchor of one image.
+
+    An anchor is assigned to the box with which its IoU is the largest (the first of equals) if that is at least
+    `positive_iou`, is background below `negative_iou`, and is ignored between the two. With `low_quality`, an anchor
+    that is a box's best (ties included) is assigned to its own best box at any IoU above 0, so that hardly an object is
+    left without an anchor. An unassigned anchor of which half or more lies in a crowd region is ignored.
+
+    torchvision applies the low-quality rule even where the best IoU is 0, which assigns every anchor of an image; here
+    such a box has no anchor.
+
+    Args:
+        anchors_xyxy: `[A, 4]`, corners in pixels.
+        boxes_xyxy: `[N, 4]`, padded ground truth, corners in pixels.
+        labels: int `[N]`, class 0..K-1; any value in padding rows.
+        is_crowd: bool `[N]`, the row is a crowd region.
+        is_box: bool `[N]`, the row is not padding.
+        positive_iou: from here on an anchor is assigned; in (0, 1].
+        negative_iou: below here an anchor is background; at most `positive_iou`.
+        low_quality: assign each box's best anchors whatever their IoU.
+
+    Returns:
+        `AnchorTargets`. Without boxes (N = 0, or all padding) every anchor is background.
+
+    Source: Lin et al. 2017 (arXiv 1708.02002), section 4, 'Anchors'; Ren et al. 2015 (arXiv 1506.01497), section 3.1.2
+    for the low-quality rule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> anchors = jnp.array([[0.0, 0.0, 4.0, 4.0], [1.0, 0.0, 5.0, 4.0], [3.0, 0.0, 7.0, 4.0]])
+        >>> yes, no = jnp.array([True]), jnp.array([False])
+        >>> targets = assign_anchors(anchors, jnp.array([[0.0, 0.0, 4.0, 4.0]]), jnp.array([7]), no, yes)
+        >>> print(targets.labels)
+        [ 7  7 -1]
+    """
+    if not 0.0 < positive_iou <= 1.0 or not 0.0 <= negative_iou <= positive_iou:
+        raise ValueError(
+            f"thresholds must satisfy 0 <= negative_iou <= positive_iou <= 1, got {negative_iou} and {positive_iou}"
+        )
+    num_anchors = anchors_xyxy.shape[0]
+    if boxes_xyxy.shape[0] == 0:
+        return AnchorTargets(
+            labels=jnp.full((num_anchors,), BACKGROUND, jnp.int32), boxes_xyxy=jnp.zeros_like(anchors_xyxy)
+        )
+    is_object = is_box & ~is_crowd
+    # -1 cannot be an IoU: a padding row is never the best of an anchor that overlaps anything, and never low quality.
+    iou = jnp.where(is_object[None, :], pairwise_iou(anchors_xyxy, boxes_xyxy), -1.0)
+    best_iou = iou.max(axis=1)
+    best_box = iou.argmax(axis=1)
+    is_positive = best_iou >= positive_iou
+    if low_quality:
+        best_iou_of_box = iou.max(axis=0)
+        is_best_of_box = (iou == best_iou_of_box[None, :]) & (best_iou_of_box > 0.0)[None, :]
+        is_positive |= is_best_of_box.any(axis=1)
+    is_ignored = (best_iou >= negative_iou) | _covered_by_crowd(anchors_xyxy, boxes_xyxy, is_box & is_crowd)
+    unassigned = jnp.where(is_ignored, IGNORED, BACKGROUND)
+    return AnchorTargets(
+        labels=jnp.where(is_positive, labels[best_box], unassigned).astype(jnp.int32), boxes_xyxy=boxes_xyxy[best_box]
+    )
+
+
+def _covered_by_crowd(anchors_xyxy: Array, boxes_xyxy: Array, is_crowd_box: Array) -> Array:
+    covered = pairwise_intersection(anchors_xyxy, boxes_xyxy) * is_crowd_box[None, :]
+    return covered.max(axis=1) >= CROWD_COVERAGE * box_area(anchors_xyxy)

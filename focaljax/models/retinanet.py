@@ -1,0 +1,189 @@
+"""RetinaNet: a ResNet, a feature pyramid, and two subnets shared over its levels."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from focaljax.models.fpn import FeaturePyramid
+from focaljax.models.layers import conv, norm
+from focaljax.models.resnet import RESNETS, ResNet
+
+Array = jax.Array
+
+# Of ImageNet, for RGB in 0..255; what the published backbones were trained with.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+def normalize_images(
+    images: Array, sizes: Array, *, mean: tuple[float, ...] = PIXEL_MEAN, std: tuple[float, ...] = PIXEL_STD
+) -> Array:
+    """Returns the images with mean 0 and standard deviation 1 by channel, and 0 in their padding.
+
+    Args:
+        images: uint8 `[B, H, W, 3]`, RGB.
+        sizes: int `[B, 2]`, height and width of each image inside its padding.
+        mean: for each channel, in 0..255.
+        std: likewise.
+
+    Returns:
+        float32 `[B, H, W, 3]`.
+    """
+    normalized = (images.astype(jnp.float32) - jnp.asarray(mean)) * (1.0 / jnp.asarray(std))
+    rows = jnp.arange(images.shape[1])[None, :] < sizes[:, :1]
+    columns = jnp.arange(images.shape[2])[None, :] < sizes[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], normalized, 0.0)
+
+
+def prior_bias(prior: float) -> float:
+    """Returns the bias b with sigmoid(b) = prior: every anchor starts as an object with that probability.
+
+    With it the many background anchors start with a small loss; without it they swamp the first steps.
+
+    Args:
+        prior: pi, in (0, 1).
+
+    Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.3 and 4.1, 'Initialization'.
+
+    Example:
+        >>> round(prior_bias(0.01), 4)
+        -4.5951
+    """
+    if not 0.0 < prior < 1.0:
+        raise ValueError(f"prior must be between 0 and 1, got {prior}")
+    return -math.log((1.0 - prior) / prior)
+
+
+class Subnet(nn.Module):
+    """A small fully convolutional network: `depth` times 3x3 convolution and ReLU, then a 3x3 convolution.
+
+    Source: Lin et al. 2017 (arXiv 1708.02002), section 4, 'Classification Subnet'; section 4.1, 'Initialization'.
+
+    Attributes:
+        outputs: channels of the last layer.
+        depth: number of hidden layers; 4 in the paper.
+        channels: of the hidden layers; 256 in the paper.
+        norm: None (the paper), or a normalisation after each hidden convolution.
+        output_bias: initial bias of the last layer.
+        init_std: standard deviation of the initial weights; 0.01 in the paper.
+        dtype: of the hidden activations; the output is float32.
+    """
+
+    outputs: int
+    depth: int = 4
+    channels: int = 256
+    norm: str | None = None
+    output_bias: float = 0.0
+    init_std: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Returns `[B, h, w, outputs]` for a pyramid level `[B, h, w, C]`."""
+        gaussian = nn.initializers.normal(self.init_std)
+        for i in range(self.depth):
+            x = conv(
+                self.channels,
+                3,
+                use_bias=self.norm is None,
+                kernel_init=gaussian,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )(x)
+            if self.norm is not None:
+                x = norm(self.norm, train=train, dtype=self.dtype, name=f"norm{i}")(x)
+            x = nn.relu(x)
+        output = conv(
+            self.outputs,
+            3,
+            use_bias=True,
+            kernel_init=gaussian,
+            bias_init=nn.initializers.constant(self.output_bias),
+            dtype=self.dtype,
+            name="output",
+        )(x)
+        return output.astype(jnp.float32)
+
+
+class RetinaNet(nn.Module):
+    """RetinaNet (Lin et al. 2017, arXiv 1708.02002, section 4).
+
+    The defaults are the paper's.
+
+    Attributes:
+        num_classes: K, background not counted.
+        anchors_per_position: scales times ratios.
+        backbone: a name in `focaljax.models.resnet.RESNETS`.
+        norm: the backbone's, one of `focaljax.models.layers.NORMS`.
+        levels: of the pyramid.
+        fpn_channels: of the pyramid.
+        p6_from: 'c5' or 'p5'.
+        head_depth: hidden layers of each subnet.
+        head_channels: their channels.
+        head_norm: None, or one of `NORMS`.
+        head_init_std: standard deviation of the subnets' initial weights.
+        prior: pi, the initial score of every anchor.
+        dtype: of the activations; parameters and outputs are float32.
+    """
+
+    num_classes: int
+    anchors_per_position: int = 9
+    backbone: str = "resnet50"
+    norm: str = "frozen_batch_norm"
+    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+    fpn_channels: int = 256
+    p6_from: str = "c5"
+    head_depth: int = 4
+    head_channels: int = 256
+    head_norm: str | None = None
+    head_init_std: float = 0.01
+    prior: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Returns class logits and box deltas for each pyramid level, in the order of `pyramid_anchors`.
+
+        Args:
+            images: float `[B, H, W, 3]`, normalised (`normalize_images`).
+            train: batch statistics are used and updated; apply with `mutable=['batch_stats']` then.
+
+        Returns:
+            `class_logits`, for each level `[B, A_l, K]`, and `box_deltas`, `[B, A_l, 4]`; both float32.
+
+        Raises:
+            ValueError: `backbone` is unknown.
+        """
+        if self.backbone not in RESNETS:
+            raise ValueError(f"backbone must be one of {', '.join(RESNETS)}, got {self.backbone!r}")
+        features = ResNet(RESNETS[self.backbone], norm=self.norm, dtype=self.dtype, name="backbone")(
+            images.astype(self.dtype), train=train
+        )
+        pyramid = FeaturePyramid(
+            self.fpn_channels, levels=self.levels, p6_from=self.p6_from, dtype=self.dtype, name="fpn"
+        )(features)
+        class_head = self._subnet("class_head", self.num_classes, output_bias=prior_bias(self.prior))
+        box_head = self._subnet("box_head", 4, output_bias=0.0)
+        class_logits = tuple(_per_anchor(class_head(level, train=train), self.num_classes) for level in pyramid)
+        box_deltas = tuple(_per_anchor(box_head(level, train=train), 4) for level in pyramid)
+        return class_logits, box_deltas
+
+    def _subnet(self, name: str, outputs_per_anchor: int, output_bias: float) -> Subnet:
+        return Subnet(
+            outputs=self.anchors_per_position * outputs_per_anchor,
+            depth=self.head_depth,
+            channels=self.head_channels,
+            norm=self.head_norm,
+            output_bias=output_bias,
+            init_std=self.head_init_std,
+            dtype=self.dtype,
+            name=name,
+        )
+
+
+def _per_anchor(x: Array, outputs: int) -> Array:
+    """Returns `[B, h, w, anchors x outputs]` as `[B, h w anchors, outputs]`."""
+    return x.reshape(x.shape[0], -1, outputs)
