@@ -28,8 +28,8 @@ check: install
 demo: install
 	$(BIN)/focaljax train --config configs/shapes.py --workdir $(DEMO)
 	$(BIN)/focaljax evaluate --workdir $(DEMO) --split test
-	$(BIN)/python -m focaljax.data.shapes --out $(DEMO)/images --split test --count 8
-	$(BIN)/focaljax predict --workdir $(DEMO) --out $(DEMO)/predictions $(DEMO)/images
+	$(BIN)/focaljax samples --config configs/shapes.py --split test --count 8 --out $(DEMO)/samples
+	$(BIN)/focaljax predict --workdir $(DEMO) --out $(DEMO)/predictions $(DEMO)/samples/images
 	@echo "pictures: $(DEMO)/predictions and $(DEMO)/sheets_test (ground truth beside detections)"
 
 clean:

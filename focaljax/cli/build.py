@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import rich.progress
 from ml_collections import ConfigDict
 
 from focaljax.cli.main import UsageError
 from focaljax.data import pipeline
 from focaljax.data.example import Source
+from focaljax.data.subset import FirstImages
 from focaljax.data.transforms import Augmentation
 from focaljax.detection import Detections
 from focaljax.models.retinanet import RetinaNet
@@ -77,9 +79,15 @@ def make_source(config: ConfigDict, split: str, *, classes: Classes | None = Non
         UsageError: a setting that the source needs is missing.
         DataError: nothing sensible can be read.
     """
-    data = config.data
     if split not in SPLITS:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    source = _whole_source(config, split, classes)
+    limit = config.data[split].limit
+    return FirstImages(source, limit) if limit > 0 else source
+
+
+def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> Source:
+    data = config.data
     root, part = pathlib.Path(data.root), data[split]
     class_names = tuple(data.classes) if classes is None else classes.names
     if data.source == "coco":
@@ -110,7 +118,14 @@ def make_source(config: ConfigDict, split: str, *, classes: Classes | None = Non
         from focaljax.data.shapes import prepare_shapes
 
         _require(config, "data.root")
-        return TfdsSource(prepare_shapes(data.root, **data.shapes), part.name)
+        with rich.progress.Progress(transient=True) as progress:
+            task = progress.add_task("drawing the data set shapes", visible=False)
+            folder = prepare_shapes(
+                data.root,
+                **data.shapes,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total, visible=True),
+            )
+        return TfdsSource(folder, part.name)
     raise UsageError(f"data.source must be 'coco', 'voc', 'tfds' or 'shapes', got {data.source!r}")
 
 
@@ -314,6 +329,7 @@ def _require(config: ConfigDict, *settings: str) -> None:
         if not value:
             raise UsageError(
                 f"data.source={config.data.source!r} needs --config.{setting}=..., which is empty in this config"
+                + (" (to evaluate on the training split: --config.eval.split=train)" if "data.val." in setting else "")
             )
 
 

@@ -31,11 +31,21 @@ def default_config() -> ConfigDict:
     for split in ("train", "val", "test"):
         # coco: images folder and annotation file. voc: JPEGImages and Annotations folders, and as `name` an image list.
         # tfds and shapes: `name` is the split, such as 'train' or 'train[:80%]'.
-        data[split] = ConfigDict({"images": "", "annotations": "", "name": ""})
+        # limit: only the first so many images; 0: all.
+        data[split] = ConfigDict({"images": "", "annotations": "", "name": "", "limit": 0})
     data.classes = ()  # voc: the class names in label order; () takes those of the training split
     data.tfds_name = ""  # tfds: such as 'coco/2017', prepared under `root`
     data.shapes = ConfigDict(
-        {"num_train": 2000, "num_val": 200, "num_test": 300, "height": 192, "width": 192, "num_classes": 4, "seed": 0}
+        {
+            "num_train": 2000,
+            "num_val": 200,
+            "num_test": 300,
+            "height": 192,
+            "width": 192,
+            "num_classes": 5,
+            "objects": 12,  # at most, on an image
+            "seed": 0,
+        }
     )
     data.image_size = (600, 600)  # height, width: images are resized to fit and padded
     data.max_boxes = 0  # rows for the boxes of an image; 0: as many as the fullest training image has

@@ -10,6 +10,7 @@ VERBS = {
     "train": "train a detector from a config",
     "evaluate": "COCO metrics of a trained detector",
     "predict": "draw what a trained detector sees in images",
+    "samples": "write images of a data set as files, with a COCO annotation file",
 }
 
 USAGE = """focaljax: object detection with focal loss in JAX.
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_verb_help(verb))
             return 0
         _import_verb_needs(verb)
+        _silence_libraries()
         return importlib.import_module(f"focaljax.cli.{verb}").main(rest)
     except UsageError as error:
         return _fail(str(error), 2)
@@ -74,6 +76,13 @@ def _import_verb_needs(verb: str) -> None:
         import ml_collections  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(f"`focaljax {verb}` needs the package {error.name}: pip install 'focaljax[train]'") from error
+
+
+def _silence_libraries() -> None:
+    """Keeps the libraries' remarks from the terminal; what matters of them is raised or said by focaljax itself."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
 
 
 def _is_expected(error: Exception) -> bool:

@@ -30,7 +30,7 @@ from focaljax.cli.config import parse_flags, read_config
 from focaljax.cli.evaluate import load_detector, saved_run
 from focaljax.cli.main import UsageError
 from focaljax.data.example import UnreadableImageError
-from focaljax.data.images import decode_image
+from focaljax.data.images import decode_upright_image
 from focaljax.data.transforms import resize_and_pad
 from focaljax.evaluation.detections import ImageDetections
 from focaljax.evaluation.drawing import draw_detections, write_image
@@ -118,7 +118,7 @@ def _batches(
     rows: list[dict[str, Any]] = []
     for index, file in enumerate(files):
         try:
-            image = decode_image(file.read_bytes(), file_name=str(file), image_id=index)
+            image = decode_upright_image(file.read_bytes(), file_name=str(file), image_id=index)
         except UnreadableImageError as error:
             failures.append(str(error))
             continue

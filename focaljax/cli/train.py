@@ -6,8 +6,8 @@ Usage: focaljax train --config FILE --workdir DIR [--config.KEY=VALUE ...]
   --config.KEY=VALUE    overrides one setting, e.g. --config.loss.gamma=1.5
   --workdir DIR         where everything goes; the same command again goes on where the run stopped
 
-Written to DIR: config.json (every setting), metrics.jsonl and tensorboard/ (the curves), checkpoints/,
-evaluation_SPLIT.json and detections_SPLIT.json (COCO metrics and results of the last evaluation).
+Written to DIR: config.json (every setting), metrics.jsonl and tensorboard/ (the curves as numbers), curves.png,
+checkpoints/, evaluation_SPLIT.json and detections_SPLIT.json (COCO metrics and results of the last evaluation).
 
 Example:
   focaljax train --config configs/shapes.py --workdir runs/shapes --config.optim.learning_rate=0.02
@@ -30,10 +30,11 @@ from focaljax.cli.config import differences, load_config, load_saved_config, par
 from focaljax.cli.console import ProgressLine, duration
 from focaljax.cli.evaluate import evaluate_split
 from focaljax.cli.main import UsageError
+from focaljax.evaluation.curves import write_curves
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
 from focaljax.training.loop import Intervals, run_training
-from focaljax.training.metrics import MetricsWriter
+from focaljax.training.metrics import MetricsWriter, read_metrics
 from focaljax.training.state import TrainState
 
 
@@ -102,6 +103,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
                 evaluation_split=config.eval.split,
                 on_progress=progress.show,
             )
+    write_curves(workdir / "curves.png", read_metrics(workdir), split=config.eval.split)
     if stopped_by is not None:
         say(f"stopped by {stopped_by.name} after step {int(state.step)}, which is saved; the same command goes on")
         return 130 if stopped_by.name == "SIGINT" else 0

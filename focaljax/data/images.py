@@ -27,6 +27,8 @@ _HEAD_BYTES = 16384
 _TAIL_BYTES = 1024
 # EXIF orientations 5 to 8 exchange height and width.
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
+# What cv2.flip does after the transposition, if any: 1 left-right, 0 upside down, -1 both.
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 
 
 def decode_image(
@@ -70,6 +72,15 @@ def decode_image(
         f"{file_name} (image {image_id}): the file has {size[0]} x {size[1]} pixels (height x width), but its "
         f"annotation says {expected_size[0]} x {expected_size[1]}; correct the annotation or replace the file"
     )
+
+
+def decode_upright_image(encoded: bytes, *, file_name: str, image_id: int) -> np.ndarray:
+    """Returns the image as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says: as a person sees it.
+
+    Of use where no annotations count the stored pixels. Otherwise as `decode_image`, errors included.
+    """
+    image = decode_image(encoded, file_name=file_name, image_id=image_id)
+    return _upright(image, exif_orientation(encoded))
 
 
 def check_image_file(
@@ -157,13 +168,11 @@ def _orientation_from_tiff(tiff: bytes) -> int:
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns stored pixels upright, for the orientations that exchange height and width."""
-    if orientation == 6:
-        return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
-    if orientation == 8:
-        return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
-    transposed = cv2.transpose(image)
-    return transposed if orientation == 5 else cv2.rotate(transposed, cv2.ROTATE_180)
+    """Turns stored pixels upright; orientation 1..8 as EXIF defines it."""
+    if orientation in _TRANSPOSED_ORIENTATIONS:
+        image = cv2.transpose(image)
+    flip = _FLIPS.get(orientation)
+    return image if flip is None else cv2.flip(image, flip)
 
 
 def _decode_pixels(encoded: bytes) -> tuple[np.ndarray | None, str]:

@@ -11,6 +11,9 @@ Array = jax.Array
 # exp() of a wild delta does not overflow. The value is Detectron's, and that of torchvision and detectron2.
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
+# Pixels. A shorter side of a box is encoded as this one, so that its logarithm is finite.
+MIN_ENCODED_SIDE = 1e-2
+
 
 def box_area(boxes_xyxy: Array) -> Array:
     """Returns the area of each box, 0 where a side is negative.
@@ -88,9 +91,8 @@ def encode_boxes(boxes_xyxy: Array, anchors_xyxy: Array) -> Array:
     Source: Girshick et al. 2014, R-CNN (arXiv 1311.2524), appendix C.
 
     Args:
-        boxes_xyxy: `[..., 4]`, corners in pixels. A side below a hundredth of a pixel counts as that, so that the
-            logarithm is finite.
-        anchors_xyxy: `[..., 4]`, of the same shape.
+        boxes_xyxy: `[..., 4]`, corners in pixels; a side counts at least `MIN_ENCODED_SIDE`.
+        anchors_xyxy: `[..., 4]`, of the same shape; their sides must be positive.
 
     Returns:
         `[..., 4]`, (dx, dy, dw, dh).
@@ -103,11 +105,11 @@ def encode_boxes(boxes_xyxy: Array, anchors_xyxy: Array) -> Array:
     box_centers, box_sides = _centers_and_sides(boxes_xyxy)
     anchor_centers, anchor_sides = _centers_and_sides(anchors_xyxy)
     offsets = (box_centers - anchor_centers) / anchor_sides
-    return jnp.concatenate([offsets, jnp.log(jnp.maximum(box_sides, 1e-2) / anchor_sides)], axis=-1)
+    return jnp.concatenate([offsets, jnp.log(jnp.maximum(box_sides, MIN_ENCODED_SIDE) / anchor_sides)], axis=-1)
 
 
 def decode_boxes(deltas: Array, anchors_xyxy: Array) -> Array:
-    """Returns the box that each delta makes of its anchor; the inverse of `encode_boxes`.
+    """Returns the box that each delta makes of its anchor; the inverse of `encode_boxes` within the limits of both.
 
     Args:
         deltas: `[..., 4]`, (dx, dy, dw, dh); dw and dh count at most `MAX_LOG_RATIO`.

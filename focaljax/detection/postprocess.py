@@ -57,7 +57,11 @@ def postprocess(
 
     Returns:
         `Detections` with D rows.
+
+    Raises:
+        ValueError: logits, deltas and anchors differ in the number of levels, or of anchors on a level.
     """
+    _check_levels(class_logits, box_deltas, anchors_xyxy)
     scores, labels, boxes = [], [], []
     for logits, deltas, anchors in zip(class_logits, box_deltas, anchors_xyxy, strict=True):
         num_classes = logits.shape[-1]
@@ -123,3 +127,13 @@ def non_maximum_suppression(
         labels=jnp.where(is_detection, labels[index], -1).astype(jnp.int32),
         is_detection=is_detection,
     )
+
+
+def _check_levels(class_logits: Sequence[Array], box_deltas: Sequence[Array], anchors_xyxy: Sequence[Array]) -> None:
+    # Checked because indexing clamps: anchors of another image size would give wrong boxes without an error.
+    counts = [[level.shape[0] for level in levels] for levels in (class_logits, box_deltas, anchors_xyxy)]
+    if not counts[0] == counts[1] == counts[2]:
+        raise ValueError(
+            f"anchors by level: {counts[0]} in class_logits, {counts[1]} in box_deltas, {counts[2]} in anchors_xyxy: "
+            "they must be equal; make the anchors for the size of the padded image, with the model's levels"
+        )

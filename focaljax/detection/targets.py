@@ -72,6 +72,9 @@ def assign_anchors(
     Returns:
         `AnchorTargets`. Without boxes (N = 0, or all padding) every anchor is background.
 
+    Raises:
+        ValueError: the thresholds are out of order or range, or the shapes are not those above.
+
     Source: Lin et al. 2017 (arXiv 1708.02002), section 4, 'Anchors'; Ren et al. 2015 (arXiv 1506.01497), section 3.1.2
     for the low-quality rule.
 
@@ -85,10 +88,22 @@ def assign_anchors(
     """
     if not 0.0 < positive_iou <= 1.0 or not 0.0 <= negative_iou <= positive_iou:
         raise ValueError(
-            f"thresholds must satisfy 0 <= negative_iou <= positive_iou <= 1, got {negative_iou} and {positive_iou}"
+            "thresholds must satisfy 0 <= negative_iou <= positive_iou <= 1 and 0 < positive_iou, "
+            f"got negative_iou {negative_iou} and positive_iou {positive_iou}"
         )
+    # Checked because indexing clamps: a label array that is too short would give boxes the last label.
+    num_boxes = boxes_xyxy.shape[0]
+    for name, array, shape in (
+        ("anchors_xyxy", anchors_xyxy, (anchors_xyxy.shape[0], 4)),
+        ("boxes_xyxy", boxes_xyxy, (num_boxes, 4)),
+        ("labels", labels, (num_boxes,)),
+        ("is_crowd", is_crowd, (num_boxes,)),
+        ("is_box", is_box, (num_boxes,)),
+    ):
+        if array.shape != shape:
+            raise ValueError(f"{name} must have the shape {shape}, got {array.shape}; for a batch use jax.vmap")
     num_anchors = anchors_xyxy.shape[0]
-    if boxes_xyxy.shape[0] == 0:
+    if num_boxes == 0:
         return AnchorTargets(
             labels=jnp.full((num_anchors,), BACKGROUND, jnp.int32), boxes_xyxy=jnp.zeros_like(anchors_xyxy)
         )
@@ -110,5 +125,5 @@ def assign_anchors(
 
 
 def _covered_by_crowd(anchors_xyxy: Array, boxes_xyxy: Array, is_crowd_box: Array) -> Array:
-    covered = pairwise_intersection(anchors_xyxy, boxes_xyxy) * is_crowd_box[None, :]
+    covered = jnp.where(is_crowd_box[None, :], pairwise_intersection(anchors_xyxy, boxes_xyxy), 0.0)
     return covered.max(axis=1) >= CROWD_COVERAGE * box_area(anchors_xyxy)

@@ -1,7 +1,7 @@
 """Classification losses on logits: focal loss and its relatives, one value per element.
 
 All are computed in float32 (float64 if the logits are) from log-space formulas: `log(p_t)` and `log(1 - p_t)` come from
-`log_sigmoid`, never from a probability, so that neither a value nor a gradient is NaN for a finite logit.
+`log_sigmoid`, never from a probability, so that values and gradients are finite for logits up to 1e30 in size.
 """
 
 import jax
@@ -28,6 +28,9 @@ def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     Returns:
         One value per element, float32 (float64 for float64 logits), at least 0.
 
+    Raises:
+        TypeError, ValueError: as `sigmoid_focal_loss`.
+
     Example:
         >>> print(f"{sigmoid_cross_entropy(0.0, 1.0):.6f}")
         0.693147
@@ -47,6 +50,9 @@ def balanced_cross_entropy(logits: ArrayLike, labels: ArrayLike, *, alpha: Array
 
     Returns:
         One value per element, float32 (float64 for float64 logits), at least 0.
+
+    Raises:
+        TypeError, ValueError: as `sigmoid_focal_loss`.
 
     Example:
         >>> print(f"{balanced_cross_entropy(0.0, 1.0, alpha=0.25):.6f}")
@@ -74,6 +80,11 @@ def sigmoid_focal_loss(
     Returns:
         One value per element, float32 (float64 for float64 logits), at least 0.
 
+    Raises:
+        TypeError: the logits are not floating point.
+        ValueError: gamma or alpha is a number out of its range, `labels` would enlarge `logits` when broadcast, or has
+            the shape of `logits` without its last axis, which is that of class ids.
+
     Source: Lin et al. 2017 (arXiv 1708.02002), section 3.2, equation 5.
 
     Example:
@@ -85,11 +96,15 @@ def sigmoid_focal_loss(
     logits = _as_loss_dtype(logits)
     labels = jnp.asarray(labels, logits.dtype)
     _check_gamma(gamma)
-    if logits.ndim and labels.ndim and labels.shape == logits.shape[:-1] and labels.shape != logits.shape:
+    _check_alpha(alpha)
+    if labels.ndim and labels.shape == logits.shape[:-1]:
         raise ValueError(
             f"labels has shape {labels.shape}, logits {logits.shape}: for class ids call "
             "sigmoid_focal_loss_with_integer_labels"
         )
+    # A label column against a row of logits would make a matrix of losses, and a plausible sum.
+    if not _broadcasts_to(labels.shape, logits.shape):
+        raise ValueError(f"labels has shape {labels.shape}, which must broadcast to that of logits, {logits.shape}")
     cross_entropy = labels * jax.nn.softplus(-logits) + (1.0 - labels) * jax.nn.softplus(logits)
     loss = jnp.exp(gamma * _log_one_minus_p_t(logits, labels)) * cross_entropy
     if alpha is None:
@@ -114,6 +129,10 @@ def sigmoid_focal_loss_with_integer_labels(
     Returns:
         `[...]`, one value per anchor, float32 (float64 for float64 logits), at least 0.
 
+    Raises:
+        TypeError: the logits are not floating point, or the labels not integers.
+        ValueError: gamma or alpha is a number out of its range, or `labels` is not one class id an anchor.
+
     Source: Lin et al. 2017 (arXiv 1708.02002), sections 3.2 and 4.1.
 
     Example:
@@ -125,6 +144,7 @@ def sigmoid_focal_loss_with_integer_labels(
     logits = _as_loss_dtype(logits)
     labels = jnp.asarray(labels)
     _check_gamma(gamma)
+    _check_alpha(alpha)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers (class ids, BACKGROUND or IGNORED), got {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
@@ -132,6 +152,8 @@ def sigmoid_focal_loss_with_integer_labels(
             f"labels has shape {labels.shape}, logits {logits.shape}: labels must be one class id an anchor, "
             f"shape {logits.shape[:-1]}"
         )
+    # Replaced before the loss as well as after it: 0 times the infinite gradient of an infinite logit is NaN.
+    logits = jnp.where((labels == IGNORED)[..., None], 0.0, logits)
     is_class = labels[..., None] == jnp.arange(logits.shape[-1])
     # x_t = y x for y in {+1, -1}: the logit of the right answer. Everything depends on it alone.
     logits_t = jnp.where(is_class, logits, -logits)
@@ -159,6 +181,18 @@ def _as_loss_dtype(logits: ArrayLike) -> Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
+def _broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(shape, target) == target
+    except ValueError:
+        return False
+
+
 def _check_gamma(gamma: ArrayLike) -> None:
-    if isinstance(gamma, int | float | np.number) and gamma < 0:
+    if isinstance(gamma, int | float | np.number) and not gamma >= 0:
         raise ValueError(f"gamma must be at least 0, got {gamma}")
+
+
+def _check_alpha(alpha: ArrayLike | None) -> None:
+    if isinstance(alpha, int | float | np.number) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}; None for no weights")

@@ -26,7 +26,7 @@ class FeaturePyramid(nn.Module):
 
     Attributes:
         channels: of every level; 256 in the paper.
-        levels: consecutive, the finest at least 2.
+        levels: consecutive, the finest in 2..5, the coarsest at most 7.
         p6_from: one of `P6_SOURCES`.
         dtype: of the activations.
     """
@@ -41,13 +41,14 @@ class FeaturePyramid(nn.Module):
         """Returns the pyramid, finest level first, each `[B, h, w, channels]`.
 
         Args:
-            features: the backbone's by level; those of the pyramid's levels up to 5, and C5, are used.
+            features: the backbone's by level; those of the pyramid's levels up to 5 are used.
 
         Raises:
-            ValueError: `p6_from` is unknown.
+            ValueError: `p6_from` is unknown, or `levels` are not as above.
         """
         if self.p6_from not in P6_SOURCES:
             raise ValueError(f"p6_from must be one of {', '.join(P6_SOURCES)}, got {self.p6_from!r}")
+        _check_levels(self.levels)
         lateral_levels = [level for level in self.levels if level <= 5]
         merged: dict[int, Array] = {}
         for level in reversed(lateral_levels):
@@ -72,6 +73,15 @@ class FeaturePyramid(nn.Module):
             kernel_init=_fpn_init,
             dtype=self.dtype,
             name=name,
+        )
+
+
+def _check_levels(levels: tuple[int, ...]) -> None:
+    pyramids = [tuple(range(finest, coarsest + 1)) for finest in range(2, 6) for coarsest in range(finest, 8)]
+    if tuple(levels) not in pyramids:
+        raise ValueError(
+            "levels must be consecutive, the finest in 2..5 and the coarsest at most 7, such as (3, 4, 5, 6, 7), "
+            f"got {levels}"
         )
 
 

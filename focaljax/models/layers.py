@@ -47,8 +47,8 @@ def conv(
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation whose statistics and affine parameters are all constants.
 
-    They live in the collection `batch_stats`, so no optimiser sees them. At initialisation it is the identity: of use
-    with loaded weights only.
+    They live in the collection `batch_stats`, so no optimiser sees them. At initialisation it is the identity (but for
+    epsilon): of use with loaded weights only.
 
     Attributes:
         epsilon: added to the variance.

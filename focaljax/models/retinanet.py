@@ -155,7 +155,7 @@ class RetinaNet(nn.Module):
             `class_logits`, for each level `[B, A_l, K]`, and `box_deltas`, `[B, A_l, 4]`; both float32.
 
         Raises:
-            ValueError: `backbone` is unknown.
+            ValueError: `backbone`, `norm`, `head_norm` or `p6_from` is unknown, or `levels` or `prior` is impossible.
         """
         if self.backbone not in RESNETS:
             raise ValueError(f"backbone must be one of {', '.join(RESNETS)}, got {self.backbone!r}")

@@ -30,9 +30,7 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError if a global batch of `batch_size` images cannot be split evenly over the mesh."""
     if batch_size < 1 or batch_size % mesh.size:
-        raise ValueError(
-            f"batch size {batch_size} must be a positive multiple of the number of devices, {mesh.size}"
-        )
+        raise ValueError(f"batch size {batch_size} must be a positive multiple of the number of devices, {mesh.size}")
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

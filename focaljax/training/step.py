@@ -78,7 +78,7 @@ def make_train_step(
             "classification_loss": value.classification,
             "box_loss": value.box,
             "positives": value.positives,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         new_state = TrainState(

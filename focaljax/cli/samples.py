@@ -1,0 +1,63 @@
+"""focaljax samples: write images of a data set as files, with a COCO annotation file beside them.
+
+Usage: focaljax samples --config FILE --out DIR [--split SPLIT] [--count N] [--config.KEY=VALUE ...]
+
+  --config FILE         names the data set; any source works (COCO, VOC, TFDS, shapes)
+  --out DIR             gets images/, annotations.json and sheet.jpg, the images with their boxes drawn
+  --split SPLIT         train, val or test (default train)
+  --count N             the first N images (default 16)
+  --config.KEY=VALUE    overrides one setting, e.g. --config.data.shapes.seed=1
+
+Example:
+  focaljax samples --config configs/shapes.py --split test --count 8 --out runs/samples
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import rich.progress
+from absl import flags
+
+from focaljax.cli import build
+from focaljax.cli.build import say
+from focaljax.cli.config import load_config, parse_flags, read_config
+from focaljax.cli.main import UsageError
+from focaljax.data.subset import FirstImages
+from focaljax.evaluation.drawing import contact_sheet, draw_detections, write_image
+
+_MOST_ON_SHEET = 36
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    config_arguments, others = read_config(arguments)
+    flag_values = flags.FlagValues()
+    flags.DEFINE_string("out", "", "where the files go", flag_values=flag_values)
+    flags.DEFINE_string("split", "train", "train, val or test", flag_values=flag_values)
+    flags.DEFINE_integer("count", 16, "how many images", lower_bound=1, flag_values=flag_values)
+    if unexpected := parse_flags(others, flag_values):
+        raise UsageError(f"unexpected argument {unexpected[0]!r}; see `focaljax samples --help`")
+    if not flag_values.out:
+        raise UsageError("--out=DIR is needed: the folder for the images")
+    config = load_config(config_arguments)
+    source = FirstImages(build.make_source(config, flag_values.split), flag_values.count)
+    build.report_data(source, flag_values.split)
+
+    out = pathlib.Path(flag_values.out)
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    truth = source.ground_truth()
+    images, pictures = list(truth["images"]), []
+    for index in rich.progress.track(range(len(source)), "writing images", transient=True):
+        example = source[index]
+        # PNG: lossless, so that these files train like their source.
+        images[index] = {**images[index], "file_name": f"{pathlib.PurePath(example.file_name).stem}.png"}
+        write_image(out / "images" / images[index]["file_name"], example.image)
+        if len(pictures) < _MOST_ON_SHEET:
+            boxes, labels, is_crowd = example.boxes_xyxy, example.labels, example.is_crowd
+            pictures.append(draw_detections(example.image, boxes, labels, None, source.class_names, is_crowd=is_crowd))
+    (out / "annotations.json").write_text(json.dumps({**truth, "images": images}) + "\n")
+    write_image(out / "sheet.jpg", contact_sheet(pictures, 6, max_side=320))
+    objects = len(truth["annotations"])
+    say(f"wrote {len(images)} images with {objects} objects to {out}: images/, annotations.json, sheet.jpg")
+    return 0

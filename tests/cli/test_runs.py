@@ -1,0 +1,222 @@
+"""The verbs on a real, small run: what they write, how they go on, and how they meet bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from focaljax.cli.main import main
+from focaljax.training.metrics import read_metrics
+
+COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def run_cli(arguments, env, **options):
+    command = [sys.executable, "-m", "focaljax", *map(str, arguments)]
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def test_training_leaves_config_curves_checkpoints_and_evaluation(finished_run):
+    config = json.loads((finished_run / "config.json").read_text())
+    assert config["optim"]["steps"] == 6
+    records = read_metrics(finished_run)
+    assert [r["step"] for r in records if r["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if r["split"] == "val"] == [6]
+    assert sorted(path.name for path in (finished_run / "checkpoints").iterdir()) == ["4", "6"]
+    assert any((finished_run / "tensorboard").iterdir())
+    evaluation = json.loads((finished_run / "evaluation_val.json").read_text())
+    assert set(COCO_NUMBERS) < set(evaluation)
+    assert set(evaluation["per_class"]) == {"disc", "rectangle", "triangle"}
+    assert [entry["name"] for entry in json.loads((finished_run / "classes.json").read_text())] == [
+        "disc", "rectangle", "triangle",
+    ]  # fmt: skip
+
+
+def test_same_command_again_has_nothing_to_do(finished_run, tiny, capsys):
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    assert main(["train", *tiny, "--workdir", str(finished_run)]) == 0
+    assert "resumed" in capsys.readouterr().out
+    assert (finished_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_config_on_the_same_workdir_is_refused_with_the_difference(finished_run, tiny, capsys):
+    assert main(["train", *tiny, "--workdir", str(finished_run), "--config.loss.gamma=1.5", "--config.seed=3"]) == 2
+    error = capsys.readouterr().err
+    assert "loss.gamma: 2.0 there, 1.5 now" in error
+    assert "seed: 0 there, 3 now" in error
+
+
+def test_what_is_watched_may_change(finished_run, tiny):
+    assert main(["train", *tiny, "--workdir", str(finished_run), "--config.log.every=2"]) == 0
+
+
+def test_evaluate_writes_metrics_results_and_sheets(finished_run, capsys):
+    assert main(["evaluate", "--workdir", str(finished_run), "--split", "test", "--sheets", "3"]) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("AP50", "ARl", "triangle"))
+    evaluation = json.loads((finished_run / "evaluation_test.json").read_text())
+    assert set(COCO_NUMBERS) < set(evaluation)
+    detections = json.loads((finished_run / "detections_test.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} == set(detections[0])
+    assert {d["category_id"] for d in detections} <= {1, 2, 3}
+    sheet = cv2.imread(str(finished_run / "sheets_test" / "sheet_01.jpg"))
+    assert sheet.shape[1] > 128
+
+
+def test_evaluate_takes_overrides_of_thresholds_and_no_others(finished_run, capsys):
+    assert main(["evaluate", "--workdir", str(finished_run), "--sheets=0", "--config.eval.max_detections=1"]) == 0
+    detections = json.loads((finished_run / "detections_val.json").read_text())
+    per_image = {d["image_id"]: 0 for d in detections}
+    for detection in detections:
+        per_image[detection["image_id"]] += 1
+    assert set(per_image.values()) == {1}
+    assert main(["evaluate", "--workdir", str(finished_run), "--config.model.backbone=resnet50"]) == 2
+    assert "only settings of the groups eval and data" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def samples(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("samples")
+    assert main(["samples", *tiny, "--out", str(out), "--split", "test", "--count", "8"]) == 0
+    return out
+
+
+def test_predict_draws_each_image_and_writes_one_json(finished_run, samples, tmp_path, capsys):
+    image = next(iter(sorted((samples / "images").iterdir())))
+    arguments = ["predict", "--workdir", str(finished_run), "--out", str(tmp_path), "--min_score=0.005"]
+    assert main([*arguments, str(image), str(samples / "images")]) == 0
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    assert len(records) == 9
+    # The first image is named twice, so its two pictures have numbers.
+    pictures = {path.name for path in tmp_path.glob("*.jpg")}
+    assert len(pictures) == 9
+    assert {f"{image.stem}_1.jpg", f"{image.stem}_2.jpg"} <= pictures
+    first = records[0]
+    assert (first["file_name"], first["width"], first["height"]) == (str(image), 64, 64)
+    assert first["detections"]
+    for detection in first["detections"]:
+        x1, y1, x2, y2 = detection["box"]
+        assert 0 <= x1 <= x2 <= 64
+        assert 0 <= y1 <= y2 <= 64
+        assert detection["label"] in ("disc", "rectangle", "triangle")
+    scores = [d["score"] for d in first["detections"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_predict_leaves_out_what_is_no_image_and_says_so(finished_run, samples, tmp_path, capsys):
+    good = next(iter(sorted((samples / "images").iterdir())))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:200])
+    out = tmp_path / "out"
+    assert main(["predict", "--workdir", str(finished_run), "--out", str(out), str(bad), str(good)]) == 1
+    assert "left out: " in capsys.readouterr().out
+    assert [record["file_name"] for record in json.loads((out / "predictions.json").read_text())] == [str(good)]
+
+
+def test_predict_names_a_file_that_is_not_there(finished_run, tmp_path, capsys):
+    assert main(["predict", "--workdir", str(finished_run), "--out", str(tmp_path), "nothing.jpg"]) == 2
+    assert "nothing.jpg does not exist" in capsys.readouterr().err
+
+
+OWN_DATA = [
+    "--config.data.image_size=(64, 64)", "--config.optim.steps=3", "--config.optim.warmup_steps=1",
+    "--config.model.fpn_channels=8", "--config.model.head_channels=8", "--config.eval.batch_size=8",
+    "--config.checkpoint.every=3",
+]  # fmt: skip
+
+
+def own_data(images, annotations):
+    root = pathlib.Path(__file__).parents[2]
+    flags = [f"--config={root}/configs/own_data.py", *OWN_DATA]
+    for split in ("train", "val"):
+        flags += [f"--config.data.{split}.images={images}", f"--config.data.{split}.annotations={annotations}"]
+    return flags
+
+
+def test_own_folder_of_images_with_a_coco_file_trains_with_its_damage_reported(samples, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    document = json.loads((samples / "annotations.json").read_text())
+    for position, entry in enumerate(document["images"]):
+        content = (samples / "images" / entry["file_name"]).read_bytes()
+        (images / entry["file_name"]).write_bytes(content[:500] if position == 0 else content)
+    document["images"].append({"id": 999, "file_name": "missing.png", "width": 64, "height": 64})
+    kept = document["images"][1]["id"]
+    for category_id, bbox in ((1, [5, 5, 0, 9]), (1, [float("nan"), 0, 5, 5]), (77, [1, 1, 9, 9])):
+        document["annotations"].append(
+            {"id": 1000 + len(document["annotations"]), "image_id": kept, "category_id": category_id, "bbox": bbox}
+        )
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(document))
+    assert main(["train", *own_data(images, annotations), "--workdir", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr()
+    for word in ("truncated", "missing.png", "zero or negative area", "finite", "unknown category"):
+        assert word in output.err, word
+    assert "7 images, 3 classes" in output.out
+
+
+def test_data_of_which_nothing_is_left_is_one_clear_line(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"images": [')
+    assert main(["train", *own_data(tmp_path, tmp_path / "a.json"), "--workdir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("focaljax: ")
+    assert "a.json" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(
+    undisturbed, long_run, tmp_path, one_device_env, number, code
+):
+    first = run_cli(["train", *long_run, "--workdir", tmp_path], one_device_env)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(tmp_path)) < 5:
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(first.pid, number)
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode == code, output
+    assert f"stopped by {number.name} after step" in output
+    second = run_cli(["train", *long_run, "--workdir", tmp_path], one_device_env)
+    output = second.communicate(timeout=120)[0]
+    assert second.returncode == 0, output
+    assert "resumed" in output
+    assert final_weights(tmp_path) == final_weights(undisturbed)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "detections_val.json").read_bytes() == (undisturbed / "detections_val.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def long_run(tiny):
+    """Long enough that a signal comes in its middle: 150 steps of some 20 ms."""
+    return [*tiny, "--config.optim.steps=150", "--config.checkpoint.every=40", "--config.eval.every=50"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long_run, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    env = {**os.environ, "XLA_FLAGS": ""}
+    process = run_cli(["train", *long_run, "--workdir", workdir], env)
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, output
+    return workdir
+
+
+def final_weights(workdir):
+    """The bytes of every array in a run's last checkpoint."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        state = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    import jax
+
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state["state"])]

@@ -1,0 +1,55 @@
+"""What every room's tests share: eight CPU devices, a compile cache, the way to the shared data.
+
+The environment is set here, before any test imports jax, and holds for each worker process of pytest-xdist too.
+"""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NUM_DEVICES = 8
+_DEVICE_FLAG = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py, which has to set the number of devices")
+os.environ["JAX_PLATFORMS"] = "cpu"
+if _DEVICE_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_FLAG}".strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_configure(config):
+    # A busy machine is no fault of a test, and a run that can be repeated is worth more than new examples in each.
+    import hypothesis
+
+    hypothesis.settings.register_profile("focaljax", deadline=None, derandomize=True, print_blob=True)
+    hypothesis.settings.load_profile("focaljax")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real data sets beside the repository; a test that asks for it is skipped where there is none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: this test reads real data sets that are not part of the repository")
+    return folder
+
+
+@pytest.fixture
+def mesh_of_eight():
+    """A mesh of eight CPU devices with the axis 'data'."""
+    import jax
+
+    return jax.make_mesh((NUM_DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@pytest.fixture
+def one_device_env() -> dict[str, str]:
+    """The environment for a subprocess that is to see one CPU device, as a user's does; the compile cache is kept."""
+    env = dict(os.environ)
+    env["XLA_FLAGS"] = env.get("XLA_FLAGS", "").replace(_DEVICE_FLAG, "").strip()
+    return env

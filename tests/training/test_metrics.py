@@ -1,0 +1,53 @@
+"""The record of a run."""
+
+import json
+
+from focaljax.training.metrics import MetricsWriter, read_metrics
+
+
+def write(workdir, start_step, *records):
+    with MetricsWriter(workdir, start_step=start_step) as writer:
+        for step, split, values in records:
+            writer.write(step, split, values)
+
+
+def test_records_are_json_lines_in_order(tmp_path):
+    write(tmp_path, 0, (1, "train", {"loss": 2.0}), (1, "val", {"AP": 0.5}))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "split": "train", "loss": 2.0},
+        {"step": 1, "split": "val", "AP": 0.5},
+    ]
+
+
+def test_records_after_the_resumed_step_are_removed(tmp_path):
+    write(tmp_path, 0, *((step, "train", {"loss": float(step)}) for step in (1, 2, 3)))
+    write(tmp_path, 1, (2, "train", {"loss": 20.0}))
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 20.0)]
+
+
+def test_line_cut_off_by_a_crash_is_left_out(tmp_path):
+    write(tmp_path, 0, (1, "train", {"loss": 1.0}))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "spl')
+    write(tmp_path, 2, (3, "train", {"loss": 3.0}))
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 3]
+
+
+def test_value_that_is_not_finite_is_null(tmp_path):
+    write(tmp_path, 0, (1, "train", {"loss": float("nan"), "AP": None}))
+    assert read_metrics(tmp_path) == [{"step": 1, "split": "train", "loss": None, "AP": None}]
+
+
+def test_has_knows_records_of_this_and_of_former_processes(tmp_path):
+    write(tmp_path, 0, (4, "val", {"AP": 0.1}))
+    with MetricsWriter(tmp_path, start_step=4) as writer:
+        assert writer.has(4, "val")
+        assert not writer.has(4, "train")
+        writer.write(5, "train", {})
+        assert writer.has(5, "train")
+
+
+def test_tensorboard_files_are_written(tmp_path):
+    write(tmp_path, 0, (1, "train", {"loss": 2.0}))
+    assert any(path.stat().st_size > 0 for path in (tmp_path / "tensorboard").iterdir())

@@ -1,0 +1,121 @@
+"""The train step: pure, compiled once, the same on one device and on eight; and it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from focaljax.training import mesh as meshes
+from focaljax.training.state import update_ema
+from tests.training.conftest import SIDE, SmallDetector, make_batch
+
+
+def jit_over(mesh, step):
+    replicated = meshes.replicated(mesh)
+    return jax.jit(step, in_shardings=(replicated, meshes.split_batch(mesh)), out_shardings=replicated)
+
+
+@pytest.fixture(scope="module")
+def one_step(small_detector):
+    return jit_over(meshes.make_mesh(jax.devices()[:1]), small_detector.train_step)
+
+
+def test_loss_falls_and_objects_are_found(small_detector, one_step, batch):
+    state = small_detector.initial_state()
+    losses = []
+    for _ in range(100):
+        state, metrics = one_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.2 * losses[0]
+    detections = jax.jit(small_detector.predict_step)(state.variables(), batch)
+    best = detections.labels[:, 0] == batch["labels"][:, 0]
+    assert best[:-2].all()
+    # The two images without objects: nothing above a score of one half.
+    assert (detections.scores[-2:] < 0.5).all()
+
+
+def test_step_is_a_pure_function_that_compiles_once():
+    detector = SmallDetector()  # of its own: jit shares its cache among all uses of one function
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    state = jax.device_put(detector.initial_state(), meshes.replicated(mesh))
+    on_device = [meshes.put_batch(make_batch(seed), mesh) for seed in range(3)]
+    step = jit_over(mesh, detector.train_step)
+    first, _ = step(state, on_device[0])
+    again, _ = step(state, on_device[0])
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    for batch in on_device[1:]:
+        again, _ = step(again, batch)
+    assert step._cache_size() == 1
+
+
+def test_metrics_are_scalars_of_known_names(small_detector, one_step, batch):
+    _, metrics = one_step(small_detector.initial_state(), batch)
+    assert set(metrics) == {
+        "loss", "classification_loss", "box_loss", "positives", "gradient_norm", "learning_rate",
+    }  # fmt: skip
+    assert all(value.shape == () and np.isfinite(value) for value in metrics.values())
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["classification_loss"] + metrics["box_loss"]))
+
+
+@pytest.mark.parametrize(("norm", "normalizer"), [("group_norm", "image"), ("batch_norm", "batch")])
+def test_one_device_and_eight_give_the_same(norm, normalizer):
+    detector = SmallDetector(norm=norm, normalizer=normalizer)
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = meshes.make_mesh(devices)
+        step = jit_over(mesh, detector.train_step)
+        state = jax.device_put(detector.initial_state(), meshes.replicated(mesh))
+        metrics = {}
+        for seed in range(2):
+            state, metrics = step(state, meshes.put_batch(make_batch(seed), mesh))
+        results.append((jax.device_get(metrics), jax.device_get(state.batch_stats)))
+    (one_metrics, one_stats), (eight_metrics, eight_stats) = results
+    assert len(jax.devices()) == 8
+    for name, value in one_metrics.items():
+        # float32 sums in another order.
+        np.testing.assert_allclose(eight_metrics[name], value, rtol=2e-4, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one_stats, eight_stats)
+
+
+def test_batch_statistics_move_and_averaged_parameters_follow(batch):
+    detector = SmallDetector(norm="batch_norm")
+    before = detector.initial_state()
+    after, _ = jax.jit(detector.train_step)(before, batch)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.batch_stats, after.batch_stats)
+    assert all(jax.tree.leaves(moved))
+    assert int(after.step) == 1
+    expected = update_ema(before.params, after.params, jnp.int32(0), decay=0.9)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.ema_params, expected)
+
+
+def test_averaging_starts_fast_and_ends_at_its_decay():
+    average, new = {"w": jnp.float32(0.0)}, {"w": jnp.float32(1.0)}
+    assert float(update_ema(average, new, jnp.int32(0), decay=0.99)["w"]) == pytest.approx(0.9)
+    assert float(update_ema(average, new, jnp.int32(10**6), decay=0.99)["w"]) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_evaluation_uses_the_averaged_parameters(small_detector):
+    state = small_detector.initial_state()
+    assert state.evaluation_variables()["params"] is state.ema_params
+    assert state.variables()["params"] is state.params
+
+
+def test_detections_stay_inside_the_image_not_its_padding(small_detector, batch):
+    sizes = np.full_like(batch["size"], SIDE // 2)
+    detections = jax.jit(small_detector.predict_step)(
+        small_detector.initial_state().variables(), {"image": batch["image"], "size": sizes}
+    )
+    assert detections.boxes_xyxy.max() <= SIDE // 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image", np.zeros((8, SIDE, SIDE, 3), np.float32)),
+        ("boxes", np.zeros((8, 5, 4), np.float32)),
+        ("labels", np.zeros((8, 3), np.float32)),
+    ],
+)
+def test_batch_of_a_wrong_shape_or_type_is_refused(small_detector, batch, name, value):
+    with pytest.raises(AssertionError):
+        jax.eval_shape(small_detector.train_step, small_detector.initial_state(), {**batch, name: value})
