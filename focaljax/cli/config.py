@@ -40,10 +40,11 @@ def default_config() -> ConfigDict:
             "num_train": 2000,
             "num_val": 200,
             "num_test": 300,
-            "height": 192,
-            "width": 192,
+            "height": 160,
+            "width": 160,
             "num_classes": 5,
             "objects": 12,  # at most, on an image
+            "typical_colour": 0.9,  # share of objects with the colour of their class; at 0 only the form tells
             "seed": 0,
         }
     )

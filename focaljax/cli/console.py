@@ -1,12 +1,15 @@
 """What a person sees of a long run: one line that moves in a terminal, lines now and then elsewhere."""
 
 import time
-from typing import Self
+from collections.abc import Iterable, Iterator
+from typing import Self, TypeVar
 
 import rich.console
 import rich.progress
 
 from focaljax.training.loop import Progress
+
+T = TypeVar("T")
 
 # Between two lines where the output is a file.
 _SECONDS_BETWEEN_LINES = 5.0
@@ -54,6 +57,16 @@ class ProgressLine:
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or progress.step == progress.steps:
             self._last_line = time.monotonic()
             print(line, flush=True)
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Yields the items, with a progress bar in a terminal and nothing elsewhere."""
+    console = rich.console.Console()
+    return iter(
+        rich.progress.track(
+            items, description, total=total, console=console, transient=True, disable=not console.is_terminal
+        )
+    )
 
 
 def duration(seconds: float) -> str:

@@ -20,13 +20,13 @@ from typing import Any
 
 import jax
 import rich.console
-import rich.progress
 from absl import flags
 from ml_collections import ConfigDict
 
 from focaljax.cli import build
 from focaljax.cli.build import say
 from focaljax.cli.config import load_saved_config, override_config, parse_flags, read_config
+from focaljax.cli.console import track
 from focaljax.cli.main import UsageError
 from focaljax.data.example import Source
 from focaljax.detection import Detections
@@ -86,7 +86,7 @@ def evaluate_split(
     variables = jax.device_put(variables, meshes.replicated(mesh))
     batches = build.put_evaluation_batches(build.evaluation_batches(config, source), mesh)
     images = predict_batches(lambda batch: predict_step(variables, batch), batches)
-    detections = list(rich.progress.track(images, f"evaluating {split}", total=len(source), transient=True))
+    detections = list(track(images, f"evaluating {split}", len(source)))
     results = to_coco_results(detections, source.category_ids)
     metrics = evaluate_detections(source.ground_truth(), results)
     write_evaluation(workdir / f"evaluation_{split}.json", metrics, details={"split": split, "step": step})

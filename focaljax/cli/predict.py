@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import rich.progress
 from absl import flags
 
 from focaljax.cli import build
 from focaljax.cli.build import say
 from focaljax.cli.config import parse_flags, read_config
+from focaljax.cli.console import track
 from focaljax.cli.evaluate import load_detector, saved_run
 from focaljax.cli.main import UsageError
 from focaljax.data.example import UnreadableImageError
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     on_devices = meshes.put_batches(batches, mesh, PREDICT_KEYS)
     found = predict_batches(lambda batch: predict_step(variables, batch), on_devices)
     records = []
-    for detections in rich.progress.track(found, "predicting", total=len(files), transient=True):
+    for detections in track(found, "predicting", len(files)):
         index = detections.image_id
         image, kept = images.pop(index), detections.above(flag_values.min_score)
         picture = draw_detections(image, kept.boxes_xyxy, kept.labels, kept.scores, classes.names)

@@ -16,12 +16,13 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import rich.progress
+import numpy as np
 from absl import flags
 
 from focaljax.cli import build
 from focaljax.cli.build import say
 from focaljax.cli.config import load_config, parse_flags, read_config
+from focaljax.cli.console import track
 from focaljax.cli.main import UsageError
 from focaljax.data.subset import FirstImages
 from focaljax.evaluation.drawing import contact_sheet, draw_detections, write_image
@@ -47,8 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     out = pathlib.Path(flag_values.out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     truth = source.ground_truth()
-    images, pictures = list(truth["images"]), []
-    for index in rich.progress.track(range(len(source)), "writing images", transient=True):
+    images = list(truth["images"])
+    pictures: list[np.ndarray] = []
+    for index in track(range(len(source)), "writing images", len(source)):
         example = source[index]
         # PNG: lossless, so that these files train like their source.
         images[index] = {**images[index], "file_name": f"{pathlib.PurePath(example.file_name).stem}.png"}

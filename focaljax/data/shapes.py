@@ -38,6 +38,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
         width: of the images in pixels.
         num_classes: 1..5, the first so many of `shapes_drawing.CLASS_NAMES`.
         objects: the largest number of objects of an image.
+        typical_colour: the share of objects with the colour of their class, 0..1; at 0 only the form tells.
         seed: 0..2**64 - 1.
 
     Raises:
@@ -48,10 +49,11 @@ class ShapesConfig(tfds.core.BuilderConfig):
     num_train: int = 2000
     num_val: int = 200
     num_test: int = 300
-    height: int = 192
-    width: int = 192
+    height: int = 160
+    width: int = 160
     num_classes: int = 5
     objects: int = 12
+    typical_colour: float = 0.9
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,7 +61,8 @@ class ShapesConfig(tfds.core.BuilderConfig):
         if min(counts) < 0 or max(counts) == 0:
             raise ValueError(f"num_train, num_val, num_test must be 0 or more and not all 0, got {tuple(counts)}")
         self.name = (
-            f"{self.height}x{self.width}-classes{self.num_classes}-objects{self.objects}-seed{self.seed}"
+            f"{self.height}x{self.width}-classes{self.num_classes}-objects{self.objects}"
+            f"-colour{round(100 * self.typical_colour)}-seed{self.seed}"
             f"-train{self.num_train}-val{self.num_val}-test{self.num_test}"
         )
 
@@ -139,10 +142,11 @@ def prepare_shapes(
     num_train: int = 2000,
     num_val: int = 200,
     num_test: int = 300,
-    height: int = 192,
-    width: int = 192,
+    height: int = 160,
+    width: int = 160,
     num_classes: int = 5,
     objects: int = 12,
+    typical_colour: float = 0.9,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> str:
@@ -160,6 +164,7 @@ def prepare_shapes(
         width: of the images in pixels, at least 32.
         num_classes: 1..5.
         objects: the largest number of objects of an image, 0..100.
+        typical_colour: the share of objects with the colour of their class, 0..1, in whole percent.
         seed: 0..2**64 - 1.
         on_progress: called with (images done, images in all) after each image.
 
@@ -175,12 +180,11 @@ def prepare_shapes(
         width=width,
         num_classes=num_classes,
         objects=objects,
+        typical_colour=typical_colour,
         seed=seed,
     )
     # Any bad value is an error here, before a folder is made.
-    draw_example(
-        example_rng(seed, "train", 0), height=height, width=width, num_classes=num_classes, max_objects=objects
-    )
+    _draw_encoded(config, "train", 0)
     with _silent_tfds():
         builder = ShapesBuilder(config=config, data_dir=os.path.abspath(data_dir), on_progress=on_progress)
         if builder.is_prepared():
@@ -212,6 +216,7 @@ def _draw_encoded(config: ShapesConfig, split: str, index: int) -> tuple[bytes, 
         width=config.width,
         num_classes=config.num_classes,
         max_objects=config.objects,
+        typical_colour=config.typical_colour,
     )
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes(), boxes_xyxy, labels
 

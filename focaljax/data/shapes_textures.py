@@ -66,7 +66,7 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         image = cv2.GaussianBlur(image, (size, size), 0)  # 0: the binomial kernel, exact in fixed point
     noise = cv2.LUT(
         np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape),
-        (_NORMAL_QUANTILES * int(rng.integers(2, 15)) >> 6).astype(np.int16),
+        (_NORMAL_QUANTILES * int(rng.integers(1, 11)) >> 6).astype(np.int16),
     )
     return cv2.add(image, noise, dtype=cv2.CV_8U)
 
@@ -113,12 +113,19 @@ def _hsv(hue: float, saturation: float, value: float) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _random_colour(rng: np.random.Generator) -> Colour:
-    return _hsv(rng.random(), 0.35 + 0.6 * rng.random(), 0.25 + 0.75 * rng.random())
+def _random_colour(rng: np.random.Generator, hue: float | None = None) -> Colour:
+    if hue is None:
+        return _hsv(rng.random(), 0.35 + 0.6 * rng.random(), 0.25 + 0.75 * rng.random())
+    return _hsv(hue + 0.1 * (rng.random() - 0.5), 0.55 + 0.4 * rng.random(), 0.4 + 0.6 * rng.random())
 
 
 def colour_unlike(
-    rng: np.random.Generator, other: list[int] | Colour, contrast: int, *, near: Colour | None = None
+    rng: np.random.Generator,
+    other: list[int] | Colour,
+    contrast: int,
+    *,
+    hue: float | None = None,
+    near: Colour | None = None,
 ) -> Colour:
     """Returns a random colour at least `contrast` away from `other` where a few tries find one.
 
@@ -126,11 +133,12 @@ def colour_unlike(
         rng: the source of the colour.
         other: RGB, 0..255.
         contrast: the distance wanted, 0..255, the mean of brightness and the largest channel's difference.
+        hue: if given, in 0..1, the colour is a strong one of about this hue.
         near: if given, the colour is a mixture of this and a random one.
     """
     best, best_distance = (0, 0, 0), -1
     for _ in range(8):
-        colour = _random_colour(rng)
+        colour = _random_colour(rng, hue)
         if near is not None:
             colour = (colour[0] + near[0]) // 2, (colour[1] + near[1]) // 2, (colour[2] + near[2]) // 2
         channels = [a - b for a, b in zip(colour, other)]

@@ -68,7 +68,8 @@ class Subnet(nn.Module):
         channels: of the hidden layers; 256 in the paper.
         norm: None (the paper), or a normalisation after each hidden convolution.
         output_bias: initial bias of the last layer.
-        init_std: standard deviation of the initial weights; 0.01 in the paper.
+        init_std: standard deviation of the hidden layers' initial weights; 0.01 in the paper, as it always is in the
+            last layer.
         dtype: of the hidden activations; the output is float32.
     """
 
@@ -83,13 +84,12 @@ class Subnet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Returns `[B, h, w, outputs]` for a pyramid level `[B, h, w, C]`."""
-        gaussian = nn.initializers.normal(self.init_std)
         for i in range(self.depth):
             x = conv(
                 self.channels,
                 3,
                 use_bias=self.norm is None,
-                kernel_init=gaussian,
+                kernel_init=nn.initializers.normal(self.init_std),
                 dtype=self.dtype,
                 name=f"conv{i}",
             )(x)
@@ -100,7 +100,7 @@ class Subnet(nn.Module):
             self.outputs,
             3,
             use_bias=True,
-            kernel_init=gaussian,
+            kernel_init=nn.initializers.normal(0.01),
             bias_init=nn.initializers.constant(self.output_bias),
             dtype=self.dtype,
             name="output",
@@ -124,7 +124,7 @@ class RetinaNet(nn.Module):
         head_depth: hidden layers of each subnet.
         head_channels: their channels.
         head_norm: None, or one of `NORMS`.
-        head_init_std: standard deviation of the subnets' initial weights.
+        head_init_std: standard deviation of the initial weights of the subnets' hidden layers.
         prior: pi, the initial score of every anchor.
         dtype: of the activations; parameters and outputs are float32.
     """

@@ -28,13 +28,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def test_images_and_boxes_have_the_documented_form(drawn):
     for image, boxes, labels in drawn:
-        assert image.shape == (192, 192, 3)
+        assert image.shape == (160, 160, 3)
         assert image.dtype == np.uint8
         assert boxes.shape == (len(labels), 4)
         assert boxes.dtype == np.float32
         assert labels.dtype == np.int32
         assert (boxes >= 0).all()
-        assert (boxes <= 192).all()
+        assert (boxes <= 160).all()
         assert (boxes * 4 == np.round(boxes * 4)).all()
 
 
@@ -87,10 +87,10 @@ def test_keys_of_splits_and_seeds_never_meet():
 def test_pixels_are_those_of_the_first_release():
     # A change here makes every measured AP and every prepared copy stale: raise ShapesBuilder.VERSION with it.
     image, boxes, labels = drawing.draw_example(drawing.example_rng(0, "train", 1), height=64, width=64)
-    assert labels.tolist() == [2, 4, 3, 2, 3, 0, 3, 0, 4]
-    assert boxes.sum() == 1162.0
-    assert image[10, 10].tolist() == [176, 122, 193]
-    assert int(image.sum(dtype=np.int64)) == 1580050
+    assert labels.tolist() == [2, 3, 4, 0, 0, 2, 1, 2, 2]
+    assert boxes.sum() == 1144.75
+    assert image[10, 10].tolist() == [174, 119, 192]
+    assert int(image.sum(dtype=np.int64)) == 1669478
 
 
 @pytest.mark.parametrize("label", range(5))
@@ -165,20 +165,34 @@ def test_no_annotated_shape_is_hidden(monkeypatch):
     masks: list[drawing.Mask] = []
     paint = drawing.paint
 
-    def recording_paint(rng, image, mask):
+    def recording_paint(rng, image, mask, **options):
         masks.append(mask)
-        paint(rng, image, mask)
+        paint(rng, image, mask, **options)
 
     monkeypatch.setattr(drawing, "paint", recording_paint)
     for index in range(60):
         masks.clear()
         _, boxes, _ = drawing.draw_example(drawing.example_rng(5, "train", index))
         assert len(boxes) == len(masks)
-        front = np.zeros((192, 192), int)
+        front = np.zeros((160, 160), int)
         for number, mask in enumerate(masks, 1):
             front[mask.window][mask.coverage > 64] = number
         for number, mask in enumerate(masks, 1):
             assert (front == number).sum() >= drawing.MIN_VISIBLE * (mask.coverage > 64).sum()
+
+
+@pytest.mark.parametrize("typical_colour", [0.0, 1.0])
+def test_typical_colour_decides_whether_a_class_has_its_hue(typical_colour):
+    # A disc's hue is red: where its class decides, nearly all middles of flat discs are reddish; else few are.
+    is_red = []
+    for index in range(120):
+        image, boxes, labels = drawing.draw_example(
+            drawing.example_rng(0, "train", index), num_classes=1, max_objects=2, typical_colour=typical_colour
+        )
+        for x1, y1, x2, y2 in boxes[labels == 0]:
+            red, green, blue = image[int(y1 + y2) // 2, int(x1 + x2) // 2].astype(int)
+            is_red.append(red > max(green, blue))
+    assert (np.mean(is_red) > 0.75) == (typical_colour == 1.0)
 
 
 def test_few_classes_and_few_objects():
@@ -328,7 +342,7 @@ def test_folder_that_is_a_file_is_named(tmp_path):
 def test_builder_alone_has_the_default_configuration(tmp_path):
     builder = ShapesBuilder(data_dir=str(tmp_path))
     assert builder.builder_config.sizes == {"train": 2000, "val": 200, "test": 300}
-    assert str(builder.info.features["image"].shape) == "(192, 192, 3)"
+    assert str(builder.info.features["image"].shape) == "(160, 160, 3)"
 
 
 def test_background_without_objects_varies_between_images():

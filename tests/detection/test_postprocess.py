@@ -6,6 +6,7 @@ import pytest
 
 from focaljax.detection import Detections, non_maximum_suppression, postprocess, pyramid_anchors
 
+detect = jax.jit(postprocess, static_argnames=("score_threshold", "pre_nms_top_k", "nms_iou", "max_detections"))
 nms = jax.jit(non_maximum_suppression, static_argnames=("iou_threshold", "max_detections"))
 
 
@@ -63,9 +64,8 @@ IMAGE_SIZE = (48, 64)
 
 @pytest.fixture(scope="module")
 def anchors():
-    return tuple(
-        np.asarray(level) for level in pyramid_anchors(IMAGE_SIZE, levels=(3, 4), sizes=(16.0, 32.0), scales=(1.0,))
-    )
+    make = functools.partial(pyramid_anchors, IMAGE_SIZE, levels=(3, 4), sizes=(16.0, 32.0), scales=(1.0,))
+    return tuple(np.asarray(level) for level in jax.jit(make)())
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_shapes_and_dtypes_do_not_depend_on_what_is_found(anchors):
 def test_score_must_exceed_the_threshold():
     anchors, deltas = [np.float32([[0, 0, 4, 4], [8, 0, 12, 4]])], [np.zeros((2, 4), np.float32)]
     logits = [np.float32([[0.0], [0.01]])]
-    found = postprocess(logits, deltas, anchors, np.array([16, 16]), score_threshold=0.5, max_detections=2)
+    found = detect(logits, deltas, anchors, np.array([16, 16]), score_threshold=0.5, max_detections=2)
     np.testing.assert_array_equal(found.is_detection, [True, False])
     np.testing.assert_allclose(found.boxes_xyxy[0], [8, 0, 12, 4])
 
@@ -155,13 +155,13 @@ def test_best_pairs_are_chosen_level_by_level():
     anchors = [np.float32([[0, 0, 4, 4], [8, 0, 12, 4]]), np.float32([[0, 8, 4, 12]])]
     deltas = [np.zeros((2, 4), np.float32), np.zeros((1, 4), np.float32)]
     logits = [np.float32([[3.0], [2.0]]), np.float32([[1.0]])]
-    found = postprocess(logits, deltas, anchors, np.array([16, 16]), pre_nms_top_k=1, max_detections=3)
+    found = detect(logits, deltas, anchors, np.array([16, 16]), pre_nms_top_k=1, max_detections=3)
     np.testing.assert_array_equal(found.boxes_xyxy, [[0, 0, 4, 4], [0, 8, 4, 12], [0, 0, 0, 0]])
 
 
 def test_outputs_that_do_not_fit_the_anchors_are_refused(anchors):
     logits, deltas = ([x[0] for x in field] for field in outputs(anchors, "random"))
-    others = pyramid_anchors((48, 48), levels=(3, 4), sizes=(16.0, 32.0), scales=(1.0,))
+    others = (np.zeros((108, 4)), np.zeros((27, 4)))  # those of 48 x 48 px
     with pytest.raises(ValueError, match=r"\[144, 36\] in class_logits.*\[108, 27\] in anchors_xyxy"):
         postprocess(logits, deltas, others, np.array([48, 48]))
     with pytest.raises(ValueError, match=r"\[144\] in box_deltas"):

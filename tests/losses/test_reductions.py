@@ -71,6 +71,7 @@ def test_ignored_anchors_are_neither_in_the_sum_nor_in_the_count(garbage):
     for reduction in (mean_over_positives, global_mean_over_positives):
         value, gradient = jax.jit(jax.value_and_grad(reduction))(loss, is_positive, is_ignored)
         np.testing.assert_array_equal(value, 3.0)
+        np.testing.assert_array_equal(reduction(loss, is_positive, is_ignored), 3.0)
         np.testing.assert_array_equal(gradient, [1, 1, 0, 0])
 
 

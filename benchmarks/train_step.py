@@ -1,0 +1,91 @@
+"""Times the train step of a config on synthetic images: compile time, seconds a step, images/s, GFLOP/s.
+
+python benchmarks/train_step.py --config configs/shapes.py [--steps 20] [--config.KEY=VALUE ...]
+
+The input pipeline is not part of it. Prints one line and writes benchmarks/results/train_step.json with the machine and
+the versions.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from focaljax.cli import build
+from focaljax.cli.config import load_config, read_config
+from focaljax.training import mesh as meshes
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    config_arguments, others = read_config(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--classes", type=int, default=5)
+    parser.add_argument("--boxes", type=int, default=12)
+    options = parser.parse_args(others)
+    config = load_config(config_arguments)
+
+    mesh = meshes.make_mesh()
+    model = build.make_model(config, options.classes)
+    optimizer, schedule = build.make_optimizer_and_schedule(config)
+    state = build.initial_state(config, model, optimizer, mesh)()
+    batch = meshes.put_batch(synthetic_batch(config, options.classes, options.boxes), mesh)
+    start = time.perf_counter()
+    step = build.compiled_train_step(config, model, optimizer, schedule, mesh).lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - start
+    for _ in range(3):
+        state, _ = step(state, batch)
+    jax.block_until_ready(state)
+    seconds = []
+    for _ in range(options.steps):
+        start = time.perf_counter()
+        state, _ = step(state, batch)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    flops = (step.cost_analysis() or {}).get("flops", float("nan"))
+    result = {
+        "config": next(flag for flag in config_arguments if flag.startswith("--config=")).partition("=")[2],
+        "overrides": [flag for flag in config_arguments if not flag.startswith("--config=")],
+        "compile_seconds": round(compile_seconds, 2),
+        "milliseconds_a_step": round(1e3 * median, 1),
+        "fastest": round(1e3 * min(seconds), 1),
+        "images_per_second": round(config.optim.batch_size / median, 1),
+        "gflop_per_step": round(flops / 1e9, 2),
+        "gflop_per_second": round(flops / 1e9 / median, 1),
+        "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
+        "machine": platform.machine(),
+        "jax": jax.__version__,
+    }
+    print(json.dumps(result, indent=2))
+    path = pathlib.Path(__file__).parent / "results" / "train_step.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def synthetic_batch(config, num_classes: int, num_boxes: int) -> dict[str, np.ndarray]:
+    """Returns noise with random boxes, in the form of a training batch."""
+    rng = np.random.default_rng(config.seed)
+    B, (height, width), N = config.optim.batch_size, config.data.image_size, num_boxes
+    size = np.array([width, height], np.float32)
+    top_left = rng.uniform(0, 0.7, (B, N, 2)) * size
+    sides = rng.uniform(0.05, 0.3, (B, N, 2)) * size
+    return {
+        "image": rng.integers(0, 256, (B, height, width, 3)).astype(np.uint8),
+        "size": np.tile(np.array([height, width], np.int32), (B, 1)),
+        "boxes": np.concatenate([top_left, top_left + sides], axis=-1).astype(np.float32),
+        "labels": rng.integers(0, num_classes, (B, N)).astype(np.int32),
+        "is_crowd": np.zeros((B, N), bool),
+        "is_box": np.ones((B, N), bool),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from focaljax.detection import pyramid_anchors
+from focaljax.losses import BACKGROUND, sigmoid_focal_loss_with_integer_labels
+from focaljax.models.retinanet import PIXEL_MEAN, PIXEL_STD, RetinaNet, normalize_images, prior_bias
+
+SMALL = {
+    "num_classes": 3,
+    "backbone": "resnet_tiny",
+    "norm": "batch_norm",
+    "fpn_channels": 16,
+    "head_depth": 1,
+    "head_channels": 16,
+}
+
+
+def shapes_of(model, size=(64, 64)):
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return variables, jax.eval_shape(model.apply, variables, images)
+
+
+def leaf_names(tree):
+    return {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.fixture(scope="module")
+def initialized():
+    """A new small network with the paper's initialisation, and its compiled forward pass."""
+    model = RetinaNet(**SMALL)
+    key = jax.random.key(0, impl="rbg")  # compiles in a fraction of the default's time
+    variables = jax.jit(model.init)(key, np.zeros((1, 32, 32, 3), np.float32))
+    return model, variables, jax.jit(model.apply)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).normal(size=(2, 65, 97, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (100, 33), (600, 801)])
+def test_outputs_match_the_anchors_of_the_image_size(size):
+    for options in ({}, {"levels": (3, 4, 5, 6)}):
+        _, (class_logits, box_deltas) = shapes_of(RetinaNet(**SMALL, **options), size)
+        levels = options.get("levels", (3, 4, 5, 6, 7))
+        sizes = tuple(4.0 * 2**level for level in levels)
+        anchors = jax.eval_shape(functools.partial(pyramid_anchors, size, levels=levels, sizes=sizes))
+        assert [x.shape for x in class_logits] == [(2, a.shape[0], 3) for a in anchors]
+        assert [x.shape for x in box_deltas] == [(2, a.shape[0], 4) for a in anchors]
+
+
+def test_outputs_of_a_position_are_anchor_by_anchor(initialized, images):
+    _, variables, apply = initialized
+    params = {**variables["params"]}
+    for head, outputs in (("class_head", 3), ("box_head", 4)):
+        output = params[head]["output"]
+        bias = np.arange(9 * outputs, dtype=np.float32)
+        params[head] = {**params[head], "output": {"kernel": np.zeros_like(output["kernel"]), "bias": bias}}
+    class_logits, box_deltas = apply({**variables, "params": params}, images)
+    for level in range(5):
+        for outputs in (class_logits[level], box_deltas[level]):
+            expected = np.arange(9 * outputs.shape[-1]).reshape(9, -1)
+            for position in (0, -1):
+                np.testing.assert_array_equal(outputs[0].reshape(-1, *expected.shape)[position], expected)
+
+
+def test_outputs_are_row_by_row_like_the_anchors(initialized, fill_evenly):
+    # A bright spot of a dark image answers most at the anchors around it. 65 x 97 px are 9 x 13 positions of P3.
+    _, variables, apply = initialized
+    variables = fill_evenly(variables)
+    for level in (4, 5):  # whose cells are coarser
+        variables["params"]["fpn"][f"lateral{level}"]["kernel"][:] = 0
+    images = np.zeros((2, 65, 97, 3), np.float32)
+    images[0, 24, 72] = images[1, 40, 32] = 1e6
+    logits = np.asarray(apply(variables, images)[0][0]).sum(axis=-1)
+    anchors = np.asarray(jax.jit(lambda: pyramid_anchors((65, 97), levels=(3,), sizes=(32.0,)))()[0])
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    for answer, (x, y) in zip(logits, ((72, 24), (32, 40)), strict=True):
+        weights = np.where(answer > 0.7 * answer.max(), answer, 0)
+        np.testing.assert_allclose(weights @ centers / weights.sum(), (x, y), atol=4)  # half a cell
+
+
+def test_every_score_starts_at_the_prior(initialized, images):
+    _, variables, apply = initialized
+    class_logits, box_deltas = apply(variables, images)
+    scores = np.concatenate([np.ravel(jax.nn.sigmoid(x)) for x in class_logits])
+    np.testing.assert_allclose(scores, 0.01, rtol=0.15)
+    deltas = np.concatenate([np.ravel(x) for x in box_deltas])
+    assert np.abs(deltas).max() < 0.15
+
+
+def test_prior_is_in_the_class_head_and_only_there(initialized):
+    _, variables, _ = initialized
+    params = variables["params"]
+    np.testing.assert_allclose(params["class_head"]["output"]["bias"], -np.log(99), rtol=1e-6)
+    for head in ("class_head", "box_head"):
+        biases = {name: leaves["bias"] for name, leaves in params[head].items()}
+        for name, bias in biases.items():
+            if (head, name) != ("class_head", "output"):
+                np.testing.assert_array_equal(bias, 0, err_msg=f"{head}/{name}")
+        for leaves in params[head].values():
+            np.testing.assert_allclose(np.std(leaves["kernel"]), 0.01, rtol=0.1)
+
+
+def test_loss_of_a_background_batch_starts_where_the_prior_puts_it(initialized, images):
+    _, variables, apply = initialized
+    class_logits = np.concatenate(apply(variables, images)[0], axis=1)
+    focal = jax.jit(functools.partial(sigmoid_focal_loss_with_integer_labels, alpha=0.25, gamma=2.0))
+    loss = focal(class_logits, np.full(class_logits.shape[:2], BACKGROUND))
+    # K (1 - alpha) pi^2 (-log(1 - pi)) = 3 x 0.75 x 1e-4 x 0.01005034; the loss goes with the cube of the score.
+    np.testing.assert_allclose(np.mean(loss), 2.26133e-6, rtol=0.1)
+
+
+def test_prior_bias_is_the_logit_of_the_prior():
+    for prior in (1e-4, 0.01, 0.5, 0.9):
+        np.testing.assert_allclose(jax.nn.sigmoid(prior_bias(prior)), prior, rtol=1e-5)
+    for prior in (0.0, 1.0, -0.1, 2.0):
+        with pytest.raises(ValueError, match=f"prior must be between 0 and 1, got {prior}"):
+            prior_bias(prior)
+
+
+def test_heads_are_shared_over_the_levels_and_not_with_each_other():
+    few, _ = shapes_of(RetinaNet(**SMALL, levels=(3, 4, 5)))
+    many, _ = shapes_of(RetinaNet(**SMALL, levels=(3, 4, 5, 6, 7)))
+    assert set(many["params"]) == {"backbone", "fpn", "class_head", "box_head"}
+    for head, outputs in (("class_head", 9 * 3), ("box_head", 9 * 4)):
+        assert few["params"][head] == many["params"][head]
+        assert set(many["params"][head]) == {"conv0", "output"}
+        assert many["params"][head]["output"]["kernel"].shape == (3, 3, 16, outputs)
+
+
+def test_one_change_of_a_head_changes_every_level(initialized, images):
+    _, variables, apply = initialized
+    class_head = variables["params"]["class_head"]
+    changed_head = {**class_head, "output": {**class_head["output"], "bias": class_head["output"]["bias"] + 1}}
+    changed = {**variables, "params": {**variables["params"], "class_head": changed_head}}
+    (before, deltas_before), (after, deltas_after) = apply(variables, images), apply(changed, images)
+    for level in range(5):
+        np.testing.assert_allclose(after[level] - before[level], 1, rtol=1e-5)
+        np.testing.assert_array_equal(deltas_before[level], deltas_after[level])
+
+
+def test_the_papers_network_has_the_parameters_of_its_parts():
+    # Backbone without the normalisation's 53120 (frozen); pyramid as in test_fpn; heads: 4 x (9 x 256 x 256 + 256)
+    # each, and 9 x 256 x 720 + 720 for 80 classes x 9 anchors, 9 x 256 x 36 + 36 for boxes.
+    variables, _ = shapes_of(RetinaNet(80))
+    counts = {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in variables["params"].items()}
+    assert counts == {
+        "backbone": 23_508_032 - 53_120,
+        "fpn": 7_997_440,
+        "class_head": 2_360_320 + 1_659_600,
+        "box_head": 2_360_320 + 82_980,
+    }
+    assert leaf_names(variables["params"]) == {"kernel", "bias"}
+    assert leaf_names(variables["batch_stats"]) == {"mean", "var", "scale", "bias"}
+
+
+def test_training_updates_the_statistics_and_nothing_else(initialized, images):
+    model, variables, _ = initialized
+    apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    (class_logits, _), updated = apply(variables, images)
+    assert set(updated) == {"batch_stats"}
+    assert np.isfinite(class_logits[0]).all()
+    before, after = variables["batch_stats"]["backbone"]["bn1"], updated["batch_stats"]["backbone"]["bn1"]
+    assert (np.asarray(before["mean"]) != np.asarray(after["mean"])).all()
+
+
+@pytest.mark.parametrize("head_norm", ["batch_norm", "group_norm"])
+def test_head_norm_replaces_the_hidden_biases(head_norm):
+    variables, _ = shapes_of(RetinaNet(**SMALL, head_norm=head_norm))
+    assert set(variables["params"]["class_head"]) == {"conv0", "norm0", "output"}
+    assert set(variables["params"]["class_head"]["conv0"]) == {"kernel"}
+
+
+def test_bfloat16_keeps_parameters_and_outputs_in_float32(initialized, images):
+    _, variables, apply = initialized
+    model = RetinaNet(**SMALL, dtype=jnp.bfloat16)
+    shapes, outputs = shapes_of(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves((shapes, outputs))} == {jnp.dtype("float32")}
+    half = jax.jit(model.apply)(variables, images)
+    full = apply(variables, images)
+    # Eight bits of mantissa in a network of ten layers with outputs around -4.6 and 0.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.03), half, full)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(half[0], full[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet19"}, "backbone must be one of resnet_tiny, resnet18, .*, got 'resnet19'"),
+        ({"norm": "bn"}, "norm must be one of batch_norm, frozen_batch_norm, group_norm, got 'bn'"),
+        ({"head_norm": "bn"}, "norm must be one of .*, got 'bn'"),
+        ({"p6_from": "c6"}, "p6_from must be one of c5, p5, got 'c6'"),
+        ({"levels": (3, 5)}, "levels must be consecutive"),
+        ({"prior": 0.0}, "prior must be between 0 and 1, got 0.0"),
+    ],
+)
+def test_impossible_options_are_refused_with_the_possible_ones(options, message):
+    with pytest.raises(ValueError, match=message):
+        shapes_of(RetinaNet(**{**SMALL, **options}))
+
+
+# Images
+
+
+def test_images_are_normalised_by_channel_and_zero_in_their_padding():
+    images = np.empty((2, 4, 6, 3), np.uint8)
+    images[..., :] = [255, 0, 104]
+    normalized = np.asarray(jax.jit(normalize_images)(images, np.array([[4, 6], [3, 2]])))
+    expected = (np.array([255, 0, 104]) - PIXEL_MEAN) / PIXEL_STD
+    np.testing.assert_allclose(normalized[0], np.broadcast_to(expected, (4, 6, 3)), rtol=1e-5)
+    np.testing.assert_allclose(normalized[1, :3, :2], np.broadcast_to(expected, (3, 2, 3)), rtol=1e-5)
+    np.testing.assert_array_equal(normalized[1, 3:], 0)
+    np.testing.assert_array_equal(normalized[1, :, 2:], 0)
+    assert normalized.dtype == np.float32
+
+
+def test_normalisation_takes_other_means():
+    images = np.full((1, 2, 2, 3), 10, np.uint8)
+    normalized = normalize_images(images, np.array([[2, 2]]), mean=(0.0, 10.0, 20.0), std=(1.0, 1.0, 5.0))
+    np.testing.assert_allclose(normalized[0, 1, 1], [10, 0, -2])
