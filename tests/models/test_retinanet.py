@@ -107,6 +107,17 @@ def test_prior_is_in_the_class_head_and_only_there(initialized):
             np.testing.assert_allclose(np.std(leaves["kernel"]), 0.01, rtol=0.1)
 
 
+def test_head_init_std_is_that_of_the_hidden_layers_and_leaves_the_output_layer_small():
+    @jax.jit
+    def heads(key):
+        params = RetinaNet(**SMALL, head_init_std=0.1).init(key, jnp.zeros((1, 32, 32, 3)))["params"]
+        return params["class_head"], params["box_head"]
+
+    for head in heads(jax.random.key(0, impl="rbg")):
+        np.testing.assert_allclose(np.std(head["conv0"]["kernel"]), 0.1, rtol=0.1)
+        np.testing.assert_allclose(np.std(head["output"]["kernel"]), 0.01, rtol=0.1)
+
+
 def test_loss_of_a_background_batch_starts_where_the_prior_puts_it(initialized, images):
     _, variables, apply = initialized
     class_logits = np.concatenate(apply(variables, images)[0], axis=1)
