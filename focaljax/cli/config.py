@@ -44,7 +44,7 @@ def default_config() -> ConfigDict:
             "width": 160,
             "num_classes": 5,
             "objects": 12,  # at most, on an image
-            "typical_colour": 0.9,  # share of objects with the colour of their class; at 0 only the form tells
+            "typical_colour": 0.97,  # share of objects with the colour of their class; at 0 only the form tells
             "seed": 0,
         }
     )

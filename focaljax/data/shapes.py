@@ -53,7 +53,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
     width: int = 160
     num_classes: int = 5
     objects: int = 12
-    typical_colour: float = 0.9
+    typical_colour: float = 0.97
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ def prepare_shapes(
     width: int = 160,
     num_classes: int = 5,
     objects: int = 12,
-    typical_colour: float = 0.9,
+    typical_colour: float = 0.97,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> str:

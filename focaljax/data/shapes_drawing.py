@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 MIN_SIDE = 12  # pixels: the shortest side of a box, after clipping to the image
 MAX_SIDE_FRACTION = 0.55  # the longest side, as a fraction of the image's shorter side
 MIN_INSIDE = 0.7  # a shape that reaches over the image's edge keeps this fraction of its area inside
-MIN_VISIBLE = 0.4  # shapes in front leave at least this fraction of a shape to be seen
+MIN_VISIBLE = 0.6  # shapes in front leave at least this fraction of a shape to be seen
 EMPTY_PROBABILITY = 0.08
 PLACEMENT_TRIES = 12
 
@@ -86,7 +86,7 @@ def draw_example(
     width: int = 160,
     num_classes: int = 5,
     max_objects: int = 12,
-    typical_colour: float = 0.9,
+    typical_colour: float = 0.97,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns one image with the boxes and labels of its shapes.
 
@@ -263,7 +263,8 @@ def paint(rng: np.random.Generator, image: np.ndarray, mask: Mask, *, hue: float
             tone = stripes(rng, *mask.coverage.shape, period=int(rng.integers(4, 13)))
         fill = tint(tone, [main, other])
     if mask.edge is not None:
-        _blend(fill, np.array(colour_unlike(rng, main, 60), np.uint8), mask.edge)
+        # An outline that is the shape's own colour, darker: one of any colour could look like the background.
+        _blend(fill, np.array([value // 2 for value in main], np.uint8), mask.edge)
     _blend(target, fill, mask.coverage)
 
 
@@ -307,8 +308,8 @@ def _place(rng: np.random.Generator, label: int, scene: _Scene) -> Mask | None:
         side = MIN_SIDE * (largest / MIN_SIDE) ** (math.sqrt(rng.random()) * (1 - attempt / PLACEMENT_TRIES))
         polygon = shape_polygon(rng, label, side) + (scene.width * rng.random(), scene.height * rng.random())
         edge_width = max(1.0, 0.06 * side) if rng.random() < 0.35 else 0.0
-        # Mostly apart; one shape in four may lie over others.
-        least = MIN_VISIBLE if rng.random() < 0.25 else 0.97
+        # Mostly apart; one shape in five may lie over others.
+        least = MIN_VISIBLE if rng.random() < 0.2 else 0.97
         mask = rasterise(polygon, height=scene.height, width=scene.width, edge_width=edge_width)
         if mask is None or mask.inside < MIN_INSIDE:
             continue
