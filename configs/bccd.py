@@ -26,16 +26,21 @@ def get_config():
     config.model.head_depth = 2
     config.model.head_channels = 64
     config.model.levels = (3, 4, 5, 6)
-    config.anchors.sizes = (24.0, 48.0, 96.0, 160.0)
+    config.model.head_init_std = 0.05
+    config.anchors.sizes = (16.0, 32.0, 64.0, 128.0)
 
+    config.loss.box = "l1"
+
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 1e-3
+    config.optim.weight_decay = 0.05
     config.optim.batch_size = 8
-    config.optim.steps = 1500
+    config.optim.steps = 2500
     config.optim.schedule = "cosine"
     config.optim.milestones = ()
-    config.optim.learning_rate = 0.02
     config.optim.warmup_steps = 100
     config.optim.clip_norm = 10.0
-    config.optim.ema_decay = 0.995
+    config.optim.ema_decay = 0.998
     config.eval.every = 500
     config.checkpoint.every = 500
     return config

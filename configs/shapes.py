@@ -11,9 +11,6 @@ def get_config():
         config.data[split].name = split
     config.data.image_size = (160, 160)
 
-    config.augment.vertical_flip = 0.5
-    config.augment.scale = (0.8, 1.25)
-
     config.model.backbone = "resnet_tiny"
     config.model.fpn_channels = 64
     config.model.head_depth = 1
@@ -21,18 +18,20 @@ def get_config():
     config.model.head_channels = 64
     config.model.levels = (3, 4, 5)
     config.anchors.sizes = (16.0, 32.0, 64.0)
-    config.anchors.scales = (1.0, 2**0.5)
+
+    config.loss.box = "l1"
+    config.loss.box_weight = 1.5
 
     config.optim.name = "adamw"
     config.optim.learning_rate = 2e-3
     config.optim.weight_decay = 0.05
-    config.optim.batch_size = 16
-    config.optim.steps = 1500
+    config.optim.batch_size = 8
+    config.optim.steps = 2400
     config.optim.schedule = "cosine"
     config.optim.milestones = ()
     config.optim.warmup_steps = 50
     config.optim.clip_norm = 10.0
-    config.optim.ema_decay = 0.99
-    config.eval.every = 500
+    config.optim.ema_decay = 0.995
+    config.eval.every = 800
     config.checkpoint.every = 500
     return config

@@ -18,6 +18,7 @@ SPLITS = ("train", "val", "test")
 MIN_SIDE = 12  # pixels: the shortest side of a box, after clipping to the image
 MAX_SIDE_FRACTION = 0.55  # the longest side, as a fraction of the image's shorter side
 MIN_INSIDE = 0.7  # a shape that reaches over the image's edge keeps this fraction of its area inside
+MAX_TURN = math.radians(20)  # shapes stand upright but for this
 MIN_VISIBLE = 0.6  # shapes in front leave at least this fraction of a shape to be seen
 EMPTY_PROBABILITY = 0.08
 PLACEMENT_TRIES = 12
@@ -147,7 +148,7 @@ def draw_example(
 
 
 def shape_polygon(rng: np.random.Generator, label: int, side: float) -> np.ndarray:
-    """Returns a shape's corners, float64 `[V, 2]` xy in pixels, turned at random, with its box centred at (0, 0).
+    """Returns a shape's corners, float64 `[V, 2]` xy in pixels, turned a little, with its box centred at (0, 0).
 
     Args:
         rng: chooses proportions and rotation.
@@ -176,7 +177,7 @@ def shape_polygon(rng: np.random.Generator, label: int, side: float) -> np.ndarr
         for _ in range(4):
             corners += quarter
             quarter = [(y, -x) for x, y in quarter]
-    turn = math.tau * rng.random()
+    turn = MAX_TURN * (2.0 * rng.random() - 1.0)
     cos, sin = math.cos(turn), math.sin(turn)
     polygon = np.array([(cos * x - sin * y, sin * x + cos * y) for x, y in corners])
     low, high = polygon.min(0), polygon.max(0)
@@ -308,8 +309,8 @@ def _place(rng: np.random.Generator, label: int, scene: _Scene) -> Mask | None:
         side = MIN_SIDE * (largest / MIN_SIDE) ** (math.sqrt(rng.random()) * (1 - attempt / PLACEMENT_TRIES))
         polygon = shape_polygon(rng, label, side) + (scene.width * rng.random(), scene.height * rng.random())
         edge_width = max(1.0, 0.06 * side) if rng.random() < 0.35 else 0.0
-        # Mostly apart; one shape in five may lie over others.
-        least = MIN_VISIBLE if rng.random() < 0.2 else 0.97
+        # Mostly apart; one shape in eight may lie over others.
+        least = MIN_VISIBLE if rng.random() < 0.125 else 0.97
         mask = rasterise(polygon, height=scene.height, width=scene.width, edge_width=edge_width)
         if mask is None or mask.inside < MIN_INSIDE:
             continue

@@ -32,9 +32,11 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     tone = np.zeros((height, width), np.uint16)
     for layer, weight in zip(layers, weights):
         tone += layer * np.uint16(weight)
-    hue = rng.random()
+    # Three colours near each other: texture to be told from objects, but not as strong as they are.
+    hue, value = rng.random(), 0.3 + 0.5 * rng.random()
     colours = [
-        _hsv(hue + 0.25 * (rng.random() - 0.5), 0.05 + 0.55 * rng.random(), 0.2 + 0.7 * rng.random()) for _ in range(3)
+        _hsv(hue + 0.2 * (rng.random() - 0.5), 0.05 + 0.4 * rng.random(), value + 0.3 * (rng.random() - 0.5))
+        for _ in range(3)
     ]
     return tint((tone >> 8).astype(np.uint8), colours)
 
@@ -66,7 +68,7 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         image = cv2.GaussianBlur(image, (size, size), 0)  # 0: the binomial kernel, exact in fixed point
     noise = cv2.LUT(
         np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape),
-        (_NORMAL_QUANTILES * int(rng.integers(1, 11)) >> 6).astype(np.int16),
+        (_NORMAL_QUANTILES * int(rng.integers(1, 8)) >> 6).astype(np.int16),
     )
     return cv2.add(image, noise, dtype=cv2.CV_8U)
 

@@ -220,3 +220,23 @@ def final_weights(workdir):
     import jax
 
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state["state"])]
+
+
+def test_real_coco_images_with_crowds_and_sparse_ids_train_and_evaluate(shared_data, tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    arguments = [
+        f"--config={root}/configs/coco_sample.py",
+        f"--config.data.root={shared_data / 'coco_sample'}",
+        "--config.data.image_size=(96, 96)",
+        "--config.optim.steps=3",
+        "--config.optim.warmup_steps=1",
+        "--config.model.fpn_channels=8",
+        "--config.model.head_channels=8",
+        "--config.model.head_depth=1",
+        "--config.eval.batch_size=8",
+        "--config.eval.score_threshold=0.005",
+    ]
+    assert main(["train", *arguments, "--workdir", str(tmp_path)]) == 0
+    detections = json.loads((tmp_path / "detections_val.json").read_text())
+    assert max(d["category_id"] for d in detections) > 80  # COCO's ids go to 90, the labels to 79
+    assert len(json.loads((tmp_path / "evaluation_val.json").read_text())["per_class"]) == 80

@@ -46,7 +46,7 @@ def test_features_have_strides_4_to_32_rounded_up(name, size):
     assert {level: feature.shape[1:3] for level, feature in features.items()} == {
         level: (-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in (2, 3, 4, 5)
     }
-    widths = {"resnet_tiny": (24, 48, 96, 128), "resnet18": (64, 128, 256, 512), "resnet50": (256, 512, 1024, 2048)}
+    widths = {"resnet_tiny": (32, 48, 96, 128), "resnet18": (64, 128, 256, 512), "resnet50": (256, 512, 1024, 2048)}
     assert tuple(feature.shape[-1] for feature in features.values()) == widths[name]
 
 
