@@ -1,4 +1,14 @@
-"""COCO in small: 104 real COCO 2017 images in COCO's own form, to try things on before the 25 GB arrive (draft)."""
+"""COCO in small: 104 real COCO 2017 images in COCO's own form, to try things on before the 25 GB arrive.
+
+Data: `images/train2017` (47), `images/val2017` (57) and `annotations/instances_*2017.json` below `data.root`, with
+crowds, images without objects and COCO's sparse category ids. Not for quality numbers.
+
+50 steps: focaljax train --config configs/coco_sample.py --workdir runs/coco_sample
+Learning 8 images by heart, which only a detector without faults can:
+  focaljax train --config configs/coco_sample.py --workdir runs/coco_overfit --config.data.train.limit=8 \
+      --config.eval.split=train --config.optim.steps=400 --config.augment.horizontal_flip=0.0
+@COCO@
+"""
 
 import pathlib
 

@@ -19,19 +19,20 @@ def get_config():
     config.model.levels = (3, 4, 5)
     config.anchors.sizes = (16.0, 32.0, 64.0)
 
+    config.loss.normalizer = "batch"
     config.loss.box = "l1"
     config.loss.box_weight = 1.5
 
     config.optim.name = "adamw"
-    config.optim.learning_rate = 2e-3
+    config.optim.learning_rate = 3e-3
     config.optim.weight_decay = 0.05
     config.optim.batch_size = 8
-    config.optim.steps = 2400
+    config.optim.steps = 3000
     config.optim.schedule = "cosine"
     config.optim.milestones = ()
     config.optim.warmup_steps = 50
     config.optim.clip_norm = 10.0
     config.optim.ema_decay = 0.995
-    config.eval.every = 800
-    config.checkpoint.every = 500
+    config.eval.every = 1000
+    config.checkpoint.every = 1000
     return config

@@ -300,11 +300,19 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
-def report_data(source: Source, split: str) -> None:
-    """Prints what a split holds and what was repaired or left out in it."""
+def report_data(source: Source, split: str, workdir: pathlib.Path | None = None) -> None:
+    """Prints what a split holds and what was repaired or left out in it, the first few places of each kind.
+
+    With a workdir, all places go into `WORKDIR/data_report_SPLIT.txt`, one a line.
+    """
     say(f"{split}: {len(source)} images, {len(source.class_names)} classes ({_shortened(source.class_names)})")
     for line in source.report.lines():
         print(f"  {split}: {line}", file=sys.stderr, flush=True)
+    findings = source.report.findings
+    if workdir is not None and findings:
+        path = workdir / f"data_report_{split}.txt"
+        path.write_text("".join(f"{finding.kind}: {finding}\n" for finding in findings))
+        say(f"  all {len(findings)} findings: {path}")
 
 
 def _example_batch(config: ConfigDict, keys: tuple[str, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:

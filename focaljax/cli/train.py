@@ -7,7 +7,8 @@ Usage: focaljax train --config FILE --workdir DIR [--config.KEY=VALUE ...]
   --workdir DIR         where everything goes; the same command again goes on where the run stopped
 
 Written to DIR: config.json (every setting), metrics.jsonl and tensorboard/ (the curves as numbers), curves.png,
-checkpoints/, evaluation_SPLIT.json and detections_SPLIT.json (COCO metrics and results of the last evaluation).
+checkpoints/, evaluation_SPLIT.json and detections_SPLIT.json (COCO metrics and results of the last evaluation),
+classes.json, and data_report_SPLIT.txt where something in the data was repaired or left out.
 
 Example:
   focaljax train --config configs/shapes.py --workdir runs/shapes --config.optim.learning_rate=0.02
@@ -59,10 +60,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     source = build.make_source(config, "train")
     classes = build.Classes(source.class_names, source.category_ids)
     evaluation_source = build.make_source(config, config.eval.split, classes=classes)
-    build.report_data(source, "train")
-    build.report_data(evaluation_source, config.eval.split)
-
     workdir.mkdir(parents=True, exist_ok=True)
+    build.report_data(source, "train", workdir)
+    build.report_data(evaluation_source, config.eval.split, workdir)
     save_config(config, workdir)
     build.save_classes(source, workdir)
     model = build.make_model(config, len(source.class_names))

@@ -3,13 +3,15 @@
 import cv2
 import numpy as np
 import pytest
-from tests.cli.conftest import TINY
 
 from focaljax.cli import build
 from focaljax.cli.config import default_config, load_config
 from focaljax.cli.main import UsageError
+from tests.cli.conftest import TINY
 
-OBJECT = "<object><name>{name}</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object>"
+OBJECT = (
+    "<object><name>{name}</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object>"
+)
 
 
 @pytest.fixture

@@ -160,6 +160,7 @@ def test_own_folder_of_images_with_a_coco_file_trains_with_its_damage_reported(s
     for word in ("truncated", "missing.png", "zero or negative area", "finite", "unknown category"):
         assert word in output.err, word
     assert "7 images, 3 classes" in output.out
+    assert "missing.png (image 999)" in (tmp_path / "run" / "data_report_train.txt").read_text()
 
 
 def test_data_of_which_nothing_is_left_is_one_clear_line(tmp_path, capsys):
