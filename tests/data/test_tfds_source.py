@@ -1,6 +1,5 @@
 import io
 import json
-import pathlib
 import pickle
 import shutil
 import subprocess
@@ -14,98 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from focaljax.data import tfds_index
-from focaljax.data.example import DataError, UnreadableImageError
+from focaljax.data.example import DataError
 from focaljax.data.shapes import prepare_shapes
 from focaljax.data.tfds_source import TfdsSource, find_builder_dir
-
-COCO_NAMES = ["person", "bicycle", "car"]
-VOC_NAMES = ["aeroplane", "bicycle"]
-
-
-def encode(height: int, width: int, *, suffix: str = ".jpg", seed: int = 0) -> bytes:
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    return cv2.imencode(suffix, cv2.resize(coarse, (width, height)))[1].tobytes()
-
-
-def coco_features() -> Any:
-    objects = {
-        "area": np.int64,
-        "bbox": tfds.features.BBoxFeature(),
-        "id": np.int64,
-        "is_crowd": np.bool_,
-        "label": tfds.features.ClassLabel(names=COCO_NAMES),
-    }
-    return {
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "image/filename": tfds.features.Text(),
-        "image/id": np.int64,
-        "objects": tfds.features.Sequence(objects),
-    }
-
-
-def coco_object(xyxy: tuple[float, ...], size: tuple[int, int], **values: Any) -> dict[str, Any]:
-    (x1, y1, x2, y2), (height, width) = xyxy, size
-    bbox = tfds.features.BBox(ymin=y1 / height, xmin=x1 / width, ymax=y2 / height, xmax=x2 / width)
-    return {"area": 7, "id": 1, "is_crowd": False, "label": 0, **values, "bbox": bbox}
-
-
-def coco_image(image_id: int, size: tuple[int, int], objects: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    image = {"image": io.BytesIO(encode(*size, seed=image_id)), "image/filename": f"{image_id:012d}.jpg"}
-    return {**image, "image/id": image_id, "objects": objects, **values}
-
-
-def prepare(
-    data_dir: pathlib.Path,
-    splits: dict[str, list[dict[str, Any]]],
-    features: dict[str, Any],
-    *,
-    name: str = "coco",
-    config: str | None = "2017",
-    version: str = "1.1.0",
-) -> pathlib.Path:
-    """Writes a data set with TFDS's own writer; returns its folder."""
-    own_name, own_version = name, version
-
-    class Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = own_name
-        VERSION = tfds.core.Version(own_version)
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-            )
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(examples) for split, examples in splits.items()}
-
-        def _generate_examples(self, examples):
-            yield from enumerate(examples)
-
-    tfds.disable_progress_bar()
-    builder_config = tfds.core.BuilderConfig(name=config) if config else None
-    builder = Writer(data_dir=str(data_dir), config=builder_config)
-    builder.download_and_prepare(file_format="array_record", download_dir=str(data_dir / "downloads"))
-    return pathlib.Path(builder.data_dir)
-
-
-@pytest.fixture(scope="module")
-def coco_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    data_dir = tmp_path_factory.mktemp("coco")
-    train = [
-        coco_image(
-            139,
-            (48, 64),
-            [
-                coco_object((1.25, 2.5, 33.17, 40.09), (48, 64), id=501, label=2, area=900),
-                coco_object((0, 0, 64, 48), (48, 64), id=502, label=0, is_crowd=True, area=3000),
-            ],
-        ),
-        coco_image(7, (33, 45), []),
-        coco_image(581929, (427, 640), [coco_object((473.07, 395.93, 511.72, 427.0), (427, 640), id=503, label=1)]),
-    ]
-    validation = [coco_image(9, (20, 30), [coco_object((2, 3, 9, 8), (20, 30), id=1)])]
-    prepare(data_dir, {"train": train, "validation": validation}, coco_features())
-    return data_dir
+from tests.data.tfds_layouts import COCO_NAMES, VOC_NAMES, coco_features, coco_image, coco_object, encode, prepare
 
 
 def test_coco_layout_is_found_by_name_and_read(coco_dir):
@@ -264,129 +175,6 @@ def test_voc_layout_treats_difficult_objects_as_crowds(tmp_path):
     assert [annotation["id"] for annotation in annotations] == [1, 2]
     assert [annotation["iscrowd"] for annotation in annotations] == [0, 1]
     assert [annotation["area"] for annotation in annotations] == [15.0 * 24, 40.0 * 40]
-
-
-def test_box_without_area_is_dropped_in_training_and_kept_in_the_ground_truth(tmp_path):
-    objects = [coco_object((4, 4, 4, 9), (20, 20), id=11), coco_object((1, 1, 9, 9), (20, 20), id=12)]
-    prepare(tmp_path, {"train": [coco_image(5, (20, 20), objects)]}, coco_features())
-    source = TfdsSource("coco/2017", "train", data_dir=tmp_path)
-    np.testing.assert_array_equal(source[0].boxes_xyxy, [[1, 1, 9, 9]])
-    assert source.max_boxes == 1
-    assert source.report.lines() == [
-        "1 x box of zero or negative area: dropped: 000000000005.jpg (image 5, annotation 11)"
-    ]
-    assert [annotation["id"] for annotation in source.ground_truth()["annotations"]] == [11, 12]
-
-
-def test_repeated_ids_are_numbered_anew(tmp_path):
-    objects = [coco_object((1, 1, 9, 9), (20, 20), id=0), coco_object((2, 2, 8, 8), (20, 20), id=3)]
-    images = [coco_image(5, (20, 20), objects), coco_image(5, (20, 20), [])]
-    prepare(tmp_path, {"train": images}, coco_features())
-    source = TfdsSource("coco/2017", "train", data_dir=tmp_path)
-    truth = source.ground_truth()
-    assert [image["id"] for image in truth["images"]] == [1, 2]
-    assert [(annotation["id"], annotation["image_id"]) for annotation in truth["annotations"]] == [(1, 1), (2, 1)]
-    assert source.report.counts() == {"image id used before: images numbered from 1": 1}
-
-
-def test_label_outside_of_the_classes_is_dropped(tmp_path):
-    objects = [coco_object((1, 1, 9, 9), (20, 20), id=4, label=-1), coco_object((2, 2, 8, 8), (20, 20), id=5, label=1)]
-    prepare(tmp_path, {"train": [coco_image(5, (20, 20), objects)]}, coco_features())
-    source = TfdsSource("coco/2017", "train", data_dir=tmp_path)
-    np.testing.assert_array_equal(source[0].labels, [1])
-    assert [annotation["id"] for annotation in source.ground_truth()["annotations"]] == [5]
-    assert source.report.counts() == {"annotation of an unknown category: dropped": 1}
-
-
-def test_unreadable_images_are_left_out_and_named(tmp_path):
-    whole = encode(20, 30)
-    images = [
-        coco_image(
-            1, (20, 30), [coco_object((1, 1, 9, 9), (20, 30), id=1)], image=io.BytesIO(whole[: len(whole) // 2])
-        ),
-        coco_image(2, (20, 30), [coco_object((2, 2, 9, 9), (20, 30), id=2)]),
-        coco_image(3, (20, 30), [], image=io.BytesIO(b"")),
-        coco_image(4, (20, 30), [], image=io.BytesIO(b"no image")),
-        coco_image(5, (20, 30), [], image=io.BytesIO(encode(20, 30, suffix=".png"))),
-        coco_image(6, (20, 30), [], image=io.BytesIO(encode(21, 31, suffix=".bmp"))),
-    ]
-    prepare(tmp_path, {"train": images}, coco_features())
-    source = TfdsSource("coco/2017", "train", data_dir=tmp_path)
-    assert [source[index].image_id for index in range(len(source))] == [2, 5, 6]
-    assert source[2].image.shape == (21, 31, 3)
-    np.testing.assert_array_equal(source[0].boxes_xyxy, [[2, 2, 9, 9]])
-    assert [image["id"] for image in source.ground_truth()["images"]] == [2, 5, 6]
-    assert sorted(finding.image_id or 0 for finding in source.report.findings) == [1, 3, 4]
-    assert sorted(source.report.counts()) == [
-        "image file empty: image skipped",
-        "image file not decodable: image skipped",
-        "image file truncated: image skipped",
-    ]
-
-
-def test_damage_behind_a_whole_header_is_an_error_of_that_image(tmp_path):
-    encoded = bytearray(encode(64, 64, suffix=".png"))
-    start = encoded.index(b"IDAT") + 4
-    encoded[start : start + 40] = bytes(40)
-    prepare(tmp_path, {"train": [coco_image(8, (64, 64), [], image=io.BytesIO(bytes(encoded)))]}, coco_features())
-    source = TfdsSource("coco/2017", "train", data_dir=tmp_path)
-    with pytest.raises(UnreadableImageError, match=r"000000000008\.jpg \(image 8\)"):
-        source[0]
-
-
-def test_split_without_one_readable_image_is_an_error(tmp_path):
-    prepare(tmp_path, {"train": [coco_image(8, (9, 9), [], image=io.BytesIO(b"x"))]}, coco_features())
-    with pytest.raises(DataError, match=r"no readable image.*000000000008\.jpg"):
-        TfdsSource("coco/2017", "train", data_dir=tmp_path)
-
-
-def test_data_set_that_is_not_prepared_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"no prepared data set 'coco/2017'.*download_and_prepare"):
-        TfdsSource("coco/2017", "train", data_dir=tmp_path)
-
-
-@pytest.mark.parametrize("split", ["valid", "train[:900]", "train[x]", "train[:0]", ""])
-def test_unknown_split_is_an_error_that_names_the_splits(coco_dir, split):
-    with pytest.raises(DataError, match=r"its splits are train \(3 images\), validation \(1 images\)"):
-        TfdsSource("coco/2017", split, data_dir=coco_dir)
-
-
-def test_data_set_without_boxes_is_an_error(tmp_path):
-    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=VOC_NAMES)}
-    examples = [{"image": io.BytesIO(encode(8, 8)), "label": 0}]
-    folder = prepare(tmp_path, {"train": examples}, features, name="flowers", config=None)
-    with pytest.raises(DataError, match="not one for detection: expected the features 'image' and 'objects'"):
-        TfdsSource(folder, "train")
-
-
-def test_other_file_format_is_an_error_with_the_remedy(coco_dir, tmp_path):
-    folder = tmp_path / "1.1.0"
-    shutil.copytree(coco_dir / "coco/2017/1.1.0", folder)
-    info = json.loads((folder / "dataset_info.json").read_text())
-    info["fileFormat"] = "tfrecord"
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    for shard in folder.glob("*array_record*"):
-        shard.rename(folder / shard.name.replace("array_record", "tfrecord"))
-    with pytest.raises(DataError, match=r"file format tfrecord; expected array_record.*convert_format"):
-        TfdsSource(folder, "train")
-
-
-def test_damaged_folder_is_an_error(coco_dir, tmp_path):
-    folder = tmp_path / "1.1.0"
-    shutil.copytree(coco_dir / "coco/2017/1.1.0", folder)
-    shard = next(folder.glob("coco-train*"))
-    shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(DataError, match="cannot be read.*prepare the data set again"):
-        TfdsSource(folder, "train")
-    (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be opened.*prepare it again"):
-        TfdsSource(folder, "train")
-
-
-def test_missing_package_is_named(coco_dir, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'focaljax\[tfds\]'"):
-        TfdsSource("coco/2017", "train", data_dir=coco_dir)
 
 
 def test_annotations_that_took_long_to_read_are_kept(tmp_path, monkeypatch):
