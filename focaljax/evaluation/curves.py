@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 _LOSSES = {"loss": "total", "classification_loss": "classification", "box_loss": "box"}
 _METRICS = ("AP", "AP50", "AP75")
@@ -28,6 +29,9 @@ def write_curves(path: str | os.PathLike[str], records: Sequence[Mapping[str, An
     for name, label in _LOSSES.items():
         _plot(losses, train, name, label, is_marked=False)
     losses.set(title="training loss", xlabel="step", yscale="log")
+    losses.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    losses.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    losses.yaxis.set_minor_formatter(NullFormatter())
     evaluations = [record for record in records if record["split"] == split]
     for name in _METRICS:
         _plot(metrics, evaluations, name, name, is_marked=True)
