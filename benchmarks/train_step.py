@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from focaljax.cli import build
-from focaljax.cli.config import load_config, read_config
+from focaljax.cli.config import load_config, split_config_flags
 from focaljax.training import mesh as meshes
 
 
 def main() -> None:
     """Runs the benchmark."""
-    config_arguments, others = read_config(sys.argv[1:])
+    config_arguments, others = split_config_flags(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--classes", type=int, default=5)

@@ -1,12 +1,12 @@
 """RetinaNet from scratch on BCCD, 364 photographs of blood cells (205 train, 87 val, 72 test; three classes).
 
-Data: github.com/Shenggan/BCCD_Dataset (MIT), in COCO's form: `images/` and `annotations/instances_{train,val,test}.json`
+Data: github.com/Shenggan/BCCD_Dataset (MIT) in COCO form, `images/` and `annotations/instances_{train,val,test}.json`
 below `data.root`, which is data/bccd, or ../shared/data/bccd if that is there, or set --config.data.root=DIR.
 
 Command: XLA_FLAGS=--xla_force_host_platform_device_count=2 focaljax train --config configs/bccd.py --workdir runs/bccd
     focaljax evaluate --workdir runs/bccd --split test
 Measured: test AP 0.556, AP50 0.893, AP75 0.611; val AP 0.565, AP50 0.890, AP75 0.643. Seed 0, no pretraining.
-Cost: 16 minutes on 2 cores (AMD EPYC), on which other work ran for half of the time; 28 images/s without it. jax 0.10.2.
+Cost: 16 minutes on 2 cores (AMD EPYC) that other work shared half of the time; 28 images/s without it. jax 0.10.2.
 """
 
 import pathlib

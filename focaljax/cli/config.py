@@ -142,7 +142,7 @@ def parse_flags(arguments: Sequence[str], flag_values: flags.FlagValues) -> list
         raise UsageError(str(error)) from None
 
 
-def read_config(arguments: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+def split_config_flags(arguments: Sequence[str]) -> tuple[list[str], Sequence[str]]:
     """Splits a command line into the flags of the config and the others.
 
     Returns:
@@ -172,7 +172,7 @@ def load_config(config_arguments: Sequence[str]) -> ConfigDict:
     """Returns the config that `--config=FILE` and its overrides name.
 
     Args:
-        config_arguments: as `read_config` gives them.
+        config_arguments: as `split_config_flags` gives them.
 
     Raises:
         UsageError: no file or a broken one, or an override that names no setting or has a wrong type.

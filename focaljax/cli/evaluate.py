@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from focaljax.cli import build
 from focaljax.cli.build import say
-from focaljax.cli.config import load_saved_config, override_config, parse_flags, read_config
+from focaljax.cli.config import load_saved_config, override_config, parse_flags, split_config_flags
 from focaljax.cli.console import track
 from focaljax.cli.main import UsageError
 from focaljax.data.example import Source
@@ -48,7 +48,7 @@ _IMAGES_ON_A_SHEET = 4
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
-    overrides, others = read_config(arguments)
+    overrides, others = split_config_flags(arguments)
     flag_values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "of a run of `focaljax train`", flag_values=flag_values)
     flags.DEFINE_string("split", "", "train, val or test", flag_values=flag_values)

@@ -25,7 +25,7 @@ from absl import flags
 
 from focaljax.cli import build
 from focaljax.cli.build import say
-from focaljax.cli.config import parse_flags, read_config
+from focaljax.cli.config import parse_flags, split_config_flags
 from focaljax.cli.console import track
 from focaljax.cli.evaluate import load_detector, saved_run
 from focaljax.cli.main import UsageError
@@ -43,7 +43,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code: 1 if some image could not be read."""
-    overrides, others = read_config(arguments)
+    overrides, others = split_config_flags(arguments)
     flag_values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "of a run of `focaljax train`", flag_values=flag_values)
     flags.DEFINE_string("out", "", "where the pictures go", flag_values=flag_values)

@@ -21,7 +21,7 @@ from absl import flags
 
 from focaljax.cli import build
 from focaljax.cli.build import say
-from focaljax.cli.config import load_config, parse_flags, read_config
+from focaljax.cli.config import load_config, parse_flags, split_config_flags
 from focaljax.cli.console import track
 from focaljax.cli.main import UsageError
 from focaljax.data.subset import FirstImages
@@ -32,7 +32,7 @@ _MOST_ON_SHEET = 36
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
-    config_arguments, others = read_config(arguments)
+    config_arguments, others = split_config_flags(arguments)
     flag_values = flags.FlagValues()
     flags.DEFINE_string("out", "", "where the files go", flag_values=flag_values)
     flags.DEFINE_string("split", "train", "train, val or test", flag_values=flag_values)

@@ -27,7 +27,14 @@ from ml_collections import ConfigDict
 
 from focaljax.cli import build
 from focaljax.cli.build import say
-from focaljax.cli.config import differences, load_config, load_saved_config, parse_flags, read_config, save_config
+from focaljax.cli.config import (
+    differences,
+    load_config,
+    load_saved_config,
+    parse_flags,
+    save_config,
+    split_config_flags,
+)
 from focaljax.cli.console import ProgressLine, duration
 from focaljax.cli.evaluate import evaluate_split
 from focaljax.cli.main import UsageError
@@ -41,7 +48,7 @@ from focaljax.training.state import TrainState
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
-    config_arguments, others = read_config(arguments)
+    config_arguments, others = split_config_flags(arguments)
     flag_values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flag_values)
     if unexpected := parse_flags(others, flag_values):
