@@ -28,7 +28,7 @@ def get_config():
     config.model.fpn_channels = 64
     config.model.head_depth = 2
     config.model.head_channels = 64
-    config.anchors.sizes = (20.0, 40.0, 80.0, 160.0, 320.0)
+    config.anchors.sizes = (14.0, 28.0, 64.0, 128.0, 256.0)
 
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3

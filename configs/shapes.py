@@ -1,4 +1,15 @@
-"""RetinaNet with focal loss on `shapes`, images that the program draws itself (draft)."""
+"""RetinaNet with focal loss on `shapes`, images that the program draws itself: five classes, 0 to 12 objects from 12 px.
+
+Command: make demo, which is, in a fresh clone,
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 focaljax train --config configs/shapes.py --workdir runs/demo
+    focaljax evaluate --workdir runs/demo --split test
+Measured: test AP 0.723, AP50 0.956, AP75 0.868; val AP 0.733, AP50 0.961, AP75 0.880. Seed 0.
+Cost: 5:42 minutes on 2 cores (AMD EPYC, jax 0.10.2) at 55 to 94 images/s; the whole of `make demo` took 7:08.
+
+The normaliser is that of the batch: one image in twelve has no object, the paper's normaliser divides all of its
+background's loss by 1, and in batches of 8 these images drown the others (val AP after 400 steps: 0.305 with 'image',
+0.467 with 'batch', all else equal).
+"""
 
 from focaljax.cli.config import default_config
 
