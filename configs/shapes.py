@@ -1,4 +1,4 @@
-"""RetinaNet with focal loss on `shapes`, images that the program draws itself: five classes, 0 to 12 objects from 12 px.
+"""RetinaNet with focal loss on `shapes`, images that the program draws: five classes, 0 to 12 objects from 12 px up.
 
 Command: make demo, which is, in a fresh clone,
     XLA_FLAGS=--xla_force_host_platform_device_count=2 focaljax train --config configs/shapes.py --workdir runs/demo
