@@ -118,7 +118,7 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
         from focaljax.data.shapes import prepare_shapes
 
         _require(config, "data.root")
-        with rich.progress.Progress(transient=True) as progress:
+        with rich.progress.Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
             task = progress.add_task("drawing the data set shapes", visible=False)
             folder = prepare_shapes(
                 data.root,
