@@ -153,7 +153,7 @@ def prepare_shapes(
     """Returns the folder of a prepared copy of `shapes`, which is drawn and written if it is not there yet.
 
     The folder appears whole or not at all, and may be asked for by several processes at once. It takes about 5 ms and
-    70 kB an image of the default size; a split is held in memory until it is written.
+    50 kB an image of the default size; a split is held in memory until it is written.
 
     Args:
         data_dir: the folder that holds all TFDS data sets; the copy is put into `shapes/CONFIGURATION/VERSION` there.
