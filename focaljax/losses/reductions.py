@@ -3,8 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from focaljax.losses.checks import check_is_bool
+
 Array = jax.Array
 ArrayLike = jax.typing.ArrayLike
+
+# Assigned anchors in a batch, before the first was seen.
+INITIAL_EMA_NORMALIZER = 100.0
 
 
 def mean_over_positives(loss: ArrayLike, is_positive: ArrayLike, is_ignored: ArrayLike | None = None) -> Array:
@@ -20,7 +25,7 @@ def mean_over_positives(loss: ArrayLike, is_positive: ArrayLike, is_ignored: Arr
         is_ignored: bool `[A]`, the anchor belongs neither in the sum nor in the count; None: no anchor is ignored.
 
     Returns:
-        A scalar in the dtype of `loss`.
+        A scalar, float32 (float64 for a float64 loss).
 
     Raises:
         TypeError: a mask is not bool.
@@ -56,7 +61,7 @@ def global_mean_over_positives(
         axis_name: mesh axis to sum over inside `shard_map`; None outside.
 
     Returns:
-        A scalar in the dtype of `loss`. A batch without objects is divided by 1.
+        A scalar, float32 (float64 for a float64 loss). A batch without objects is divided by 1.
 
     Raises:
         TypeError: a mask is not bool.
@@ -73,13 +78,60 @@ def global_mean_over_positives(
     return total / jnp.maximum(count, 1)
 
 
+def ema_normalizer(
+    normalizer: ArrayLike, num_positives: ArrayLike, *, momentum: float = 0.9, axis_name: str | None = None
+) -> Array:
+    """Returns the running mean of the number of assigned anchors: this step's divisor, and the state for the next.
+
+    `momentum normalizer + (1 - momentum) max(num_positives, 1)`. A divisor that changes slowly gives every object the
+    same weight over many steps, however few there are in this batch. It is detectron2's loss normaliser, which keeps
+    it inside the model and counts on each device by itself; here it is carried by the caller, beside the optimiser's
+    state, and counts the global batch. No gradient flows through it.
+
+    Args:
+        normalizer: scalar, the result of the step before; at first `INITIAL_EMA_NORMALIZER`, or the expected number
+            of assigned anchors in a batch: detectron2's 100 is for 2 images, some 50 an image.
+        num_positives: scalar, assigned anchors in the global batch, ignored ones not counted; inside `shard_map` those
+            on this device.
+        momentum: weight of the past, in [0, 1); 0 is this batch alone.
+        axis_name: mesh axis to sum `num_positives` over inside `shard_map`; None outside. Sum the loss likewise.
+
+    Returns:
+        A scalar, float32 (float64 for a float64 normalizer), at least 1 where `normalizer` is.
+
+    Raises:
+        ValueError: momentum is out of its range, or an argument is not a scalar.
+
+    Source: detectron2, `RetinaNet.losses`; not in a paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> normalizer = INITIAL_EMA_NORMALIZER
+        >>> is_positive = jnp.arange(1000) < 20
+        >>> for _ in range(2):  # in a train step: return the normalizer beside the loss, as auxiliary output
+        ...     normalizer = ema_normalizer(normalizer, jnp.sum(is_positive))
+        ...     loss = jnp.sum(jnp.ones(1000)) / normalizer
+        >>> print(f"{normalizer:.2f} {loss:.2f}")
+        84.80 11.79
+    """
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum}: 1 would never take a batch into account")
+    normalizer, count = jnp.asarray(normalizer), jnp.asarray(num_positives)
+    for name, value in (("normalizer", normalizer), ("num_positives", count)):
+        if value.ndim:
+            raise ValueError(f"{name} has shape {value.shape}, expected a scalar, such as jnp.sum(is_positive)")
+    if axis_name is not None:
+        count = jax.lax.psum(count, axis_name)
+    dtype = jnp.promote_types(normalizer.dtype, jnp.float32)
+    count = jnp.maximum(count, 1).astype(dtype)
+    return jax.lax.stop_gradient(momentum * normalizer.astype(dtype) + (1.0 - momentum) * count)
+
+
 def _sum_and_count(loss: ArrayLike, is_positive: ArrayLike, is_ignored: ArrayLike | None) -> tuple[Array, Array]:
     loss, is_positive = jnp.asarray(loss), jnp.asarray(is_positive)
     is_ignored = jnp.zeros_like(is_positive) if is_ignored is None else jnp.asarray(is_ignored)
     for name, mask in (("is_positive", is_positive), ("is_ignored", is_ignored)):
-        # ~ of the integers 0 and 1 is -1 and -2, both of them true.
-        if mask.dtype != jnp.bool_:
-            raise TypeError(f"{name} must be bool, got {mask.dtype}: pass a comparison such as labels >= 0")
+        check_is_bool(name, mask)
     if is_positive.shape != loss.shape[: is_positive.ndim] or is_ignored.shape != is_positive.shape:
         raise ValueError(
             f"loss has shape {loss.shape}, is_positive {is_positive.shape}, is_ignored {is_ignored.shape}: "
@@ -87,5 +139,7 @@ def _sum_and_count(loss: ArrayLike, is_positive: ArrayLike, is_ignored: ArrayLik
         )
     extra_axes = tuple(range(is_positive.ndim, loss.ndim))
     is_counted = jnp.expand_dims(~is_ignored, extra_axes)
+    # bfloat16 has no integer between 256 and 258, and float16 ends at 65504: neither can hold the sum or the count.
+    loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
     total = jnp.sum(jnp.where(is_counted, loss, 0.0))
     return total, jnp.sum(is_positive & ~is_ignored)

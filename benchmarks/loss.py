@@ -1,0 +1,298 @@
+"""Times the sigmoid focal loss of a detector against its peers: value, and value with gradient, of the normalised sum.
+
+python benchmarks/loss.py [--peers optax,torchvision,keras] [--python-with-torch PATH] [--size 2x100000x80] ...
+
+The work: B x A x K logits from N(-4, 2), a class id at one anchor in 1000, background at the others; the sum over all
+divided by the number of positives. On the CPU two threads each. Contestants whose labels are one-hot have two rows,
+with the array passed in and made within the time. Before anything is timed, all values and gradients must agree.
+
+The floor reads the logits once and writes an array of their size (x + 1, so it measures the bandwidth of a copy): what
+no gradient can be faster than.
+Temporaries are bytes beside arguments and results at the peak: from the compiler's plan for JAX, measured for torch.
+A peer that is not installed is listed as such. PyTorch may live in another environment (--python-with-torch).
+
+On a GPU: python benchmarks/loss.py --device gpu --size 16x120087x264 --dtype bfloat16
+(peers compute in the type of the logits, focaljax in float32 whatever that is).
+
+Prints a table and writes JSON with every time, the machine, the versions, the seed, the commit and the date.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "loss.json"
+OURS, FLOOR = "focaljax/ids", "floor"
+PARTS = ("value", "gradient")
+MIB = 2**20
+
+# Largest relative difference from ours. float32: each adds millions of terms in its own order. Half precision: the
+# peers' elements have 3 digits, and so have their sums where the roundings lean to one side.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A row of the table.
+
+    Attributes:
+        key: by which the worker knows it.
+        title: by which a reader knows it.
+        peer: what --peers says; empty for what is always there.
+        module: of the worker that runs it; one process for each module and interpreter.
+    """
+
+    key: str
+    title: str
+    peer: str
+    module: str
+
+
+CONTESTANTS = (
+    Contestant(OURS, "focaljax, class ids", "", "with_jax"),
+    Contestant("focaljax/one-hot given", "focaljax, one-hot given", "", "with_jax"),
+    Contestant("optax/one-hot given", "optax, one-hot given", "optax", "with_jax"),
+    Contestant("optax/one-hot inside", "optax, one-hot inside", "optax", "with_jax"),
+    Contestant("keras/one-hot given", "keras on JAX, one-hot given", "keras", "with_jax"),
+    Contestant("keras/one-hot inside", "keras on JAX, one-hot inside", "keras", "with_jax"),
+    Contestant("torchvision/one-hot given", "torchvision, one-hot given", "torchvision", "with_torch"),
+    Contestant("torchvision/one-hot inside", "torchvision, one-hot inside", "torchvision", "with_torch"),
+    Contestant("torch.compile/one-hot given", "torch.compile, one-hot given", "torchvision", "with_torch"),
+    Contestant("torch.compile/one-hot inside", "torch.compile, one-hot inside", "torchvision", "with_torch"),
+    Contestant("torch.func/one-hot given", "torch.compile(grad), one-hot given", "torchvision", "with_torch"),
+    Contestant("torch.func/one-hot inside", "torch.compile(grad), one-hot inside", "torchvision", "with_torch"),
+    Contestant(FLOOR, "floor: read logits, write as many", "", "with_jax"),
+)
+PEERS = tuple(dict.fromkeys(contestant.peer for contestant in CONTESTANTS if contestant.peer))
+
+
+class DisagreementError(AssertionError):
+    """Two contestants have computed different things, so that their times say nothing."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the benchmark."""
+    options = _parse(arguments)
+    contestants = [one for one in CONTESTANTS if not one.peer or one.peer in options.peers]
+    with contextlib.ExitStack() as stack:
+        workers = _start(stack, contestants, options)
+        first_answers = {worker: worker.answer() for worker in dict.fromkeys(workers.values())}
+        reports: dict[str, dict[str, Any]] = {}
+        for answer in first_answers.values():
+            reports |= answer["contestants"]
+        if (status := reports[OURS]["status"]) != "ok":
+            raise WorkerError(f"focaljax itself does not run: {status}")
+        check_agreement({key: one["answer"] for key, one in reports.items() if "answer" in one}, options.dtype)
+        turns = [
+            Turn(workers[key], key, part, calls)
+            for key, one in reports.items()
+            if one["status"] == "ok"
+            for part, calls in one["calls"].items()
+        ]
+        timings = time_in_rounds(turns, options.rounds, options.seed)
+    rows = [_row(contestant, reports[contestant.key], timings) for contestant in contestants]
+    result = {
+        "work": {
+            "size": dict(zip("BAK", options.size)),
+            "dtype": options.dtype,
+            "device": options.device,
+            "threads": options.threads if options.device == "cpu" else None,
+            "seed": options.seed,
+            "rounds": options.rounds,
+            "value": reports[OURS]["answer"]["value"],
+            "gradient_norm": reports[OURS]["answer"]["gradient norm"],
+        },
+        "machine": _machine([answer["device"] for answer in first_answers.values()], options.device),
+        "versions": _versions(first_answers),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "contestants": rows,
+    }
+    print(table(result))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    if any(one.get("error") for one in reports.values()):
+        sys.exit("a contestant failed: see the table")
+
+
+def check_agreement(answers: dict[str, dict[str, Any]], dtype: str) -> None:
+    """Raises DisagreementError if a contestant's value or gradient is not ours.
+
+    Args:
+        answers: by contestant, the numbers that the workers send: value and summaries of the gradient.
+        dtype: of the logits, which sets the tolerance.
+    """
+    tolerance, faults = TOLERANCE[dtype], []
+    ours = answers[OURS]
+    expected = ours | {"value beside the gradient": ours["value"], "gradient dtype": dtype}
+    if not ours["value"] > 0:
+        faults.append(f"{OURS}: value is {ours['value']}, expected more than 0")
+    for key, answer in answers.items():
+        for quantity, wanted in expected.items():
+            got = answer[quantity]
+            # Written so that NaN is not right.
+            is_right = got == wanted if isinstance(wanted, str) else abs(got - wanted) <= tolerance * abs(wanted)
+            if not is_right:
+                faults.append(f"{key}: {quantity} is {got}, expected {wanted}")
+    if faults:
+        raise DisagreementError(
+            f"contestants differ by more than {tolerance:g}:\n"
+            + "\n".join(faults)
+            + "\na peer that is wrong at this type can be left out with --peers"
+        )
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the result for a person to read: times in ms, ratios to ours, temporaries in MiB."""
+    work, rows = result["work"], result["contestants"]
+    size = " x ".join(str(length) for length in work["size"].values())
+    threads = f", {work['threads']} threads" if work["threads"] else ""
+    lines = [f"{size} {work['dtype']}, {work['device']}{threads}: {result['machine']['processor']}", ""]
+    lines.append(f"{'':36}{'value':^32}  {'value and gradient':^47}")
+    half = f"{'median':>8}{'min':>8}{'ratio':>8}{'MiB':>8}"
+    lines.append(f"{'ms, medians of ' + str(work['rounds']) + ' rounds':36}{half}  {half}{'x floor':>8}{'rounds':>7}")
+    for row in rows:
+        if row["status"] != "ok":
+            lines.append(f"{row['name']:36}  {row['status'].splitlines()[0][:100]}")
+            continue
+        value, gradient = (_cells(row.get(part)) for part in PARTS)
+        kept = row["gradient"]["undisturbed_rounds"]
+        lines.append(f"{row['name']:36}{value}  {gradient}{row['gradient']['times_floor']:8.2f}{kept:7}")
+    notes = "ratio: time by that of focaljax with class ids; rounds: those not disturbed, of which the medians are (of "
+    return "\n".join([*lines, "", notes + "all if fewer than 3); MiB: temporaries; -: not measured"])
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--peers", type=_peers, default=PEERS, metavar=",".join(PEERS), help="those to run; '' for none"
+    )
+    for name in ("torch", "keras"):
+        parser.add_argument(f"--python-with-{name}", default=sys.executable, metavar="PATH", help="default: this one")
+    parser.add_argument("--size", type=_size, default=(2, 100_000, 80), metavar="BxAxK", help="default: 2x100000x80")
+    parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="of the logits (default: float32)")
+    parser.add_argument("--rounds", type=int, default=11, help="default: 11")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="default: cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of each contestant on the CPU (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of logits, labels and order (default: 0)")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="FILE", help="of the JSON")
+    options = parser.parse_args(arguments)
+    for name in ("rounds", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    return options
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    lengths = text.split("x")
+    if len(lengths) != 3 or not all(length.isdecimal() and int(length) > 0 for length in lengths):
+        raise argparse.ArgumentTypeError(f"{text!r} is not BxAxK, three whole numbers such as 2x100000x80")
+    B, A, K = map(int, lengths)
+    return B, A, K
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if unknown := [name for name in names if name not in PEERS]:
+        raise argparse.ArgumentTypeError(f"no peer {unknown[0]!r}: choose from {', '.join(PEERS)}")
+    return names
+
+
+def _start(
+    stack: contextlib.ExitStack, contestants: list[Contestant], options: argparse.Namespace
+) -> dict[str, Worker]:
+    """Returns the worker of each contestant, all of them started."""
+    # The interpreters by path, not resolved: a virtual environment's is a link, and works by its own path only.
+    pythons = {"torchvision": options.python_with_torch, "keras": options.python_with_keras}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in contestants:
+        groups.setdefault((pythons.get(one.peer, sys.executable), one.module), []).append(one.key)
+    settings = {name: getattr(options, name) for name in ("size", "dtype", "device", "threads", "seed")}
+    workers = {}
+    for (python, module), keys in groups.items():
+        worker = stack.enter_context(Worker(python, {"module": module, "contestants": keys, **settings}))
+        workers |= dict.fromkeys(keys, worker)
+    return workers
+
+
+def _row(contestant: Contestant, report: dict[str, Any], timings: dict[tuple[str, str], Timing]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": contestant.title, "status": report["status"]}
+    if report["status"] != "ok":
+        return row
+    for part in report["calls"]:
+        timing, temporaries = timings[contestant.key, part], report["temporaries"][part]
+        row[part] = {
+            "median_ms": round(1e3 * timing.median, 3),
+            "min_ms": round(1e3 * timing.fastest, 3),
+            "times_focaljax": round(timing.median / timings[OURS, part].median, 3),
+            "temporaries_mib": None if temporaries is None else round(temporaries / MIB, 1),
+            "undisturbed_rounds": timing.undisturbed,
+            "calls_a_round": report["calls"][part],
+            "ms": [round(1e3 * seconds, 3) for seconds in timing.seconds],
+            "cores_used_by_others": [None if cores is None else round(cores, 2) for cores in timing.others],
+        }
+    times_floor = timings[contestant.key, "gradient"].median / timings[FLOOR, "gradient"].median
+    row["gradient"]["times_floor"] = round(times_floor, 3)
+    return row
+
+
+def _cells(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return "".join(f"{'-':>8}" for _ in range(4))
+    temporaries = "-" if part["temporaries_mib"] is None else f"{part['temporaries_mib']:.0f}"
+    return f"{part['median_ms']:8.2f}{part['min_ms']:8.2f}{part['times_focaljax']:8.2f}{temporaries:>8}"
+
+
+def _machine(devices: list[str | None], device: str) -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+    accelerator = next((name for name in devices if name), "") if device == "gpu" else ""
+    return {
+        "processor": accelerator or model,
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        # Elsewhere JAX uses every core there is.
+        "threads_are_bound": device == "cpu" and hasattr(os, "sched_setaffinity"),
+    }
+
+
+def _versions(answers: dict[Worker, dict[str, Any]]) -> dict[str, str]:
+    """Returns the versions of all packages; ours, whose worker came first, where two have the same package."""
+    versions: dict[str, str] = {}
+    for answer in answers.values():
+        versions = answer["versions"] | versions
+    return versions
+
+
+def _commit() -> str | None:
+    """Returns the commit, with '+' if files differ from it; None outside a repository."""
+    folder = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (WorkerError, DisagreementError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
