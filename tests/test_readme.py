@@ -1,10 +1,11 @@
-"""What the README shows is true: its Python runs, the files it names exist, its commands name known settings."""
+"""What the README and the docs show is true: Python runs, named files exist, commands name known settings."""
 
 import pathlib
 import re
 
 import numpy as np
 
+from focaljax import losses
 from focaljax.cli.config import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,8 +23,30 @@ def test_python_of_the_readme_runs():
     np.testing.assert_allclose(namespace["image_loss"], expected, rtol=1e-5)
 
 
+def test_python_of_the_loss_page_runs(capsys):
+    namespace: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/losses.md").read_text(), re.DOTALL):
+        exec(block, namespace)
+    # In each image one anchor is assigned, one ignored, 998 are background; sigmoid(-4.6) = 0.00995.
+    p = 1 / (1 + np.exp(4.6))
+    background = 0.75 * p**2 * -np.log1p(-p)
+    expected = (80 * 998 + 79) * background + 0.25 * (1 - p) ** 2 * -np.log(p)
+    np.testing.assert_allclose(namespace["loss"], expected, rtol=1e-4)
+    # Three negatives are kept beside the positive.
+    np.testing.assert_allclose(namespace["ssd"], expected - (998 - 3) * 80 * background, rtol=1e-4)
+    assert capsys.readouterr().out.startswith("[1.0536")
+
+
+def test_every_loss_is_on_the_loss_page():
+    page = (ROOT / "docs/losses.md").read_text()
+    names = [name for name in losses.__all__ if not name.isupper()]
+    assert len(names) > 25
+    missing = [name for name in names if name.removesuffix("_with_integer_labels") not in page]
+    assert not missing
+
+
 def test_named_files_exist():
-    for name in re.findall(r"\b(?:configs|docs|tests)/[\w/.]+\.(?:py|jpg|png)", README):
+    for name in re.findall(r"\b(?:configs|docs|tests)/[\w/.]+\.(?:py|jpg|png|md)", README):
         assert (ROOT / name).is_file(), name
 
 
