@@ -104,14 +104,13 @@ def _unweighted_rule(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 def _slope(p: Array, is_one: Array, gamma: Hyperparameter) -> Array:
     """Returns the derivative by p_t, `miss^gamma (gamma log(p_t) / miss - 1 / p_t)`."""
-    exponent = jnp.asarray(value_of(gamma), p.dtype)
     miss = jnp.where(is_one, 1.0 - p, p)
     p_t = jnp.where(is_one, p, 1.0 - p)
-    inside = -1.0 / p_t
-    if not is_known_zero(gamma):
-        ratio = _log_over_miss(p, is_one)
-        # An exponent that is 0 only at run time would be multiplied by an infinite ratio.
-        inside = inside + exponent * jnp.where(exponent > 0.0, ratio, 0.0)
+    if is_known_zero(gamma):
+        return -1.0 / p_t
+    exponent = jnp.asarray(value_of(gamma), p.dtype)
+    # An exponent that is 0 only at run time would be multiplied by an infinite ratio.
+    inside = exponent * jnp.where(exponent > 0.0, _log_over_miss(p, is_one), 0.0) - 1.0 / p_t
     # power() stops a root at the root of the smallest number; the limit at p_t = 1 is 0.
     return jnp.where((miss > 0.0) | (exponent == 0.0), power(miss, gamma) * inside, 0.0)
 

@@ -115,8 +115,8 @@ def sigmoid_focal_loss(
     Example:
         >>> import jax.numpy as jnp
         >>> loss = sigmoid_focal_loss(jnp.log(jnp.array([9.0, 99.0])), jnp.ones(2))  # p = 0.9 and 0.99
-        >>> print(", ".join(f"{value:.6g}" for value in loss))
-        0.00105361, 1.00503e-06
+        >>> print(", ".join(f"{value:.5g}" for value in loss))
+        0.0010536, 1.005e-06
     """
     return _focal_of_labels(*_checked(logits, labels, alpha, gamma))
 
