@@ -8,6 +8,8 @@ import numpy as np
 
 Array = jax.Array
 
+LAYOUTS = ("centered", "torchvision")
+
 
 def feature_shape(image_size: tuple[int, int], level: int) -> tuple[int, int]:
     """Returns the height and width of pyramid level P`level` (stride 2^level) for an image of `image_size`.
@@ -34,6 +36,7 @@ def pyramid_anchors(
     sizes: Sequence[float] = (32.0, 64.0, 128.0, 256.0, 512.0),
     scales: Sequence[float] = (1.0, 2.0 ** (1 / 3), 2.0 ** (2 / 3)),
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    layout: str = "centered",
 ) -> tuple[Array, ...]:
     """Returns the anchors of each pyramid level, in the order of the network's outputs.
 
@@ -41,19 +44,27 @@ def pyramid_anchors(
     receptive field of that position is centred; torchvision and detectron2 place it there too, TensorFlow's detectors
     half a stride further. An anchor has the area `(size scale)^2` and the shape height / width = ratio.
 
+    The layout 'torchvision' is for weights trained by torchvision and equals its anchors bit for bit, oddities
+    included: `size scale` is cut to an integer and the corners around the position are rounded (halves to even); ratios
+    come before scales; and a level's stride is the image's side over the level's, rounded down, which is too short
+    where the level's side was rounded up: P6 of 800 px has 13 rows and the stride 61, not 64.
+
     Args:
         image_size: height and width of the (padded) image in pixels.
         levels: pyramid levels; level l has the stride 2^l.
         sizes: for each level, the side of its square anchor of scale 1, in pixels.
         scales: factors on the size, in 1/octave steps by default.
         ratios: height over width.
+        layout: one of `LAYOUTS`.
 
     Returns:
         For each level `[h w S R, 4]` float32, corners in pixels: row by row over positions, at each position scale by
-        scale, and ratio by ratio within a scale. Anchors may reach outside the image.
+        scale, and ratio by ratio within a scale ('torchvision': ratio by ratio, and scale by scale within a ratio).
+        Anchors may reach outside the image.
 
     Raises:
-        ValueError: `sizes` and `levels` differ in length, or a size, scale or ratio is not positive.
+        ValueError: `layout` is unknown, `sizes` and `levels` differ in length, or a size, scale or ratio is not
+            positive; or 'torchvision' rounds an anchor to nothing.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), section 4, 'Anchors'.
 
@@ -67,15 +78,24 @@ def pyramid_anchors(
         >>> p4.shape
         (1, 4)
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if len(sizes) != len(levels):
         raise ValueError(f"sizes has {len(sizes)} entries, levels {len(levels)}: one size a level is needed")
     for name, values in (("sizes", sizes), ("scales", scales), ("ratios", ratios)):
         if not len(values) or min(values) <= 0:
             raise ValueError(f"{name} must be positive numbers, at least one, got {tuple(values)}")
-    return tuple(
-        _level_anchors(feature_shape(image_size, level), 2**level, _cell_anchors(size, scales, ratios))
-        for level, size in zip(levels, sizes, strict=True)
-    )
+    result = []
+    for level, size in zip(levels, sizes, strict=True):
+        shape = feature_shape(image_size, level)
+        if layout == "centered":
+            strides = (2**level, 2**level)
+            cell = _cell_anchors(size, scales, ratios)
+        else:
+            strides = (image_size[0] // shape[0], image_size[1] // shape[1])
+            cell = _torchvision_cell_anchors(size, scales, ratios)
+        result.append(_level_anchors(shape, strides, cell))
+    return tuple(result)
 
 
 def _cell_anchors(size: float, scales: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
@@ -86,10 +106,25 @@ def _cell_anchors(size: float, scales: Sequence[float], ratios: Sequence[float])
     return np.concatenate([-half, half], axis=-1)
 
 
-def _level_anchors(shape: tuple[int, int], stride: int, cell: np.ndarray) -> Array:
+def _torchvision_cell_anchors(size: float, scales: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """Returns torchvision's anchors of one position around the origin, `[R S, 4]` float32."""
+    # All in float32, in its order: a corner near a half would otherwise be rounded the other way.
+    sides = np.asarray([int(size * scale) for scale in scales], np.float32)[None, :]
+    roots = np.sqrt(np.asarray(ratios, np.float32))[:, None]
+    half = np.stack([(1 / roots) * sides, roots * sides], axis=-1).reshape(-1, 2) / 2
+    corners = np.round(np.concatenate([-half, half], axis=-1))
+    if not corners.all():
+        raise ValueError(
+            "sizes, scales and ratios must give anchors that layout 'torchvision' does not round to nothing, got size "
+            f"{size}, scales {tuple(scales)}, ratios {tuple(ratios)}: use larger ones, or layout 'centered'"
+        )
+    return corners
+
+
+def _level_anchors(shape: tuple[int, int], strides: tuple[int, int], cell: np.ndarray) -> Array:
     # Built from iotas on the device: as a constant, a large image's anchors would be megabytes in the program.
-    y = jnp.arange(shape[0], dtype=jnp.float32) * stride
-    x = jnp.arange(shape[1], dtype=jnp.float32) * stride
+    y = jnp.arange(shape[0], dtype=jnp.float32) * strides[0]
+    x = jnp.arange(shape[1], dtype=jnp.float32) * strides[1]
     centers = jnp.stack(jnp.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
     corners = jnp.tile(centers, 2)[:, :, None, :] + jnp.asarray(cell, jnp.float32)
     return corners.reshape(-1, 4)

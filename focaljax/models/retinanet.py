@@ -17,22 +17,37 @@ Array = jax.Array
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+CHANNEL_ORDERS = ("rgb", "bgr")
+
 
 def normalize_images(
-    images: Array, sizes: Array, *, mean: tuple[float, ...] = PIXEL_MEAN, std: tuple[float, ...] = PIXEL_STD
+    images: Array,
+    sizes: Array,
+    *,
+    mean: tuple[float, ...] = PIXEL_MEAN,
+    std: tuple[float, ...] = PIXEL_STD,
+    channel_order: str = "rgb",
 ) -> Array:
     """Returns the images with mean 0 and standard deviation 1 by channel, and 0 in their padding.
 
     Args:
-        images: uint8 `[B, H, W, 3]`, RGB.
+        images: uint8 (or floating point in 0..255) `[B, H, W, 3]`, RGB.
         sizes: int `[B, 2]`, height and width of each image inside its padding.
-        mean: for each channel, in 0..255.
+        mean: for each channel, in 0..255, in `channel_order`.
         std: likewise.
+        channel_order: of the result, 'rgb' or 'bgr'.
 
     Returns:
-        float32 `[B, H, W, 3]`.
+        float32 `[B, H, W, 3]`; float64 for float64.
+
+    Raises:
+        ValueError: `channel_order` is neither.
     """
-    normalized = (images.astype(jnp.float32) - jnp.asarray(mean)) * (1.0 / jnp.asarray(std))
+    if channel_order not in CHANNEL_ORDERS:
+        raise ValueError(f"channel_order must be one of {', '.join(CHANNEL_ORDERS)}, got {channel_order!r}")
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    images = images if channel_order == "rgb" else images[..., ::-1]
+    normalized = (images.astype(dtype) - jnp.asarray(mean, dtype)) * (1.0 / jnp.asarray(std, dtype))
     rows = jnp.arange(images.shape[1])[None, :] < sizes[:, :1]
     columns = jnp.arange(images.shape[2])[None, :] < sizes[:, 1:]
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], normalized, 0.0)
@@ -70,7 +85,7 @@ class Subnet(nn.Module):
         output_bias: initial bias of the last layer.
         init_std: standard deviation of the hidden layers' initial weights; 0.01 in the paper, as it always is in the
             last layer.
-        dtype: of the hidden activations; the output is float32.
+        dtype: of the hidden activations; the output is float32 at least.
     """
 
     outputs: int
@@ -105,7 +120,7 @@ class Subnet(nn.Module):
             dtype=self.dtype,
             name="output",
         )(x)
-        return output.astype(jnp.float32)
+        return output.astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
 class RetinaNet(nn.Module):
@@ -118,6 +133,9 @@ class RetinaNet(nn.Module):
         anchors_per_position: scales times ratios.
         backbone: a name in `focaljax.models.resnet.RESNETS`.
         norm: the backbone's, one of `focaljax.models.layers.NORMS`.
+        norm_epsilon: the backbone's; 0 with torchvision's published weights of version 1.
+        stride_in_1x1: the backbone's, see `ResNet`; True with detectron2's weights.
+        freeze_at: how many of the backbone's five parts are frozen, see `ResNet` and `frozen_parameters`.
         levels: of the pyramid.
         fpn_channels: of the pyramid.
         p6_from: 'c5' or 'p5'.
@@ -126,13 +144,17 @@ class RetinaNet(nn.Module):
         head_norm: None, or one of `NORMS`.
         head_init_std: standard deviation of the initial weights of the subnets' hidden layers.
         prior: pi, the initial score of every anchor.
-        dtype: of the activations; parameters and outputs are float32.
+        dtype: of the activations; parameters are created in float32, and outputs are float32 at least. With float64
+            (x64 mode) and variables in float64 the whole network is computed in float64.
     """
 
     num_classes: int
     anchors_per_position: int = 9
     backbone: str = "resnet50"
     norm: str = "frozen_batch_norm"
+    norm_epsilon: float = 1e-5
+    stride_in_1x1: bool = False
+    freeze_at: int = 0
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)
     fpn_channels: int = 256
     p6_from: str = "c5"
@@ -152,16 +174,22 @@ class RetinaNet(nn.Module):
             train: batch statistics are used and updated; apply with `mutable=['batch_stats']` then.
 
         Returns:
-            `class_logits`, for each level `[B, A_l, K]`, and `box_deltas`, `[B, A_l, 4]`; both float32.
+            `class_logits`, for each level `[B, A_l, K]`, and `box_deltas`, `[B, A_l, 4]`; both float32 at least.
 
         Raises:
-            ValueError: `backbone`, `norm`, `head_norm` or `p6_from` is unknown, or `levels` or `prior` is impossible.
+            ValueError: `backbone`, `norm`, `head_norm` or `p6_from` is unknown, or another attribute is impossible.
         """
         if self.backbone not in RESNETS:
             raise ValueError(f"backbone must be one of {', '.join(RESNETS)}, got {self.backbone!r}")
-        features = ResNet(RESNETS[self.backbone], norm=self.norm, dtype=self.dtype, name="backbone")(
-            images.astype(self.dtype), train=train
-        )
+        features = ResNet(
+            RESNETS[self.backbone],
+            norm=self.norm,
+            norm_epsilon=self.norm_epsilon,
+            stride_in_1x1=self.stride_in_1x1,
+            freeze_at=self.freeze_at,
+            dtype=self.dtype,
+            name="backbone",
+        )(images.astype(self.dtype), train=train)
         pyramid = FeaturePyramid(
             self.fpn_channels, levels=self.levels, p6_from=self.p6_from, dtype=self.dtype, name="fpn"
         )(features)

@@ -1,13 +1,12 @@
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from focaljax.models.layers import FrozenBatchNorm, norm
-from focaljax.models.resnet import RESNETS, ResNet
+from focaljax.models.layers import FrozenBatchNorm
+from focaljax.models.resnet import RESNETS, ResNet, frozen_parameters
 
 
 def shapes_of(model, size, *, train=False):
@@ -30,6 +29,8 @@ def count(tree):
         ("resnet50", 23_508_032),
         ("resnet101", 42_500_160),
         ("resnet152", 58_143_808),
+        ("resnext50_32x4d", 22_979_904),
+        ("resnext101_64x4d", 81_406_272),
     ],
 )
 def test_backbones_have_the_published_number_of_parameters(name, parameters):
@@ -50,15 +51,45 @@ def test_features_have_strides_4_to_32_rounded_up(name, size):
     assert tuple(feature.shape[-1] for feature in features.values()) == widths[name]
 
 
-def test_bottleneck_halves_the_image_in_its_3x3_convolution():
-    model = ResNet(RESNETS["resnet50"])
+def sides_in_a_block(model, block):
+    """The side of what each of the block's convolutions gives, for an image of 64 pixels."""
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     apply = functools.partial(model.apply, train=False, capture_intermediates=True, mutable=["intermediates"])
     _, state = jax.eval_shape(apply, variables, images)
-    block = state["intermediates"]["layer2_0"]
-    sides = [block[f"conv{i}"]["__call__"][0].shape[1] for i in (1, 2, 3)]
-    assert sides == [16, 8, 8]
+    outputs = state["intermediates"][block]
+    return {name: out["__call__"][0].shape[1] for name, out in outputs.items() if name.startswith(("conv", "down"))}
+
+
+def test_bottleneck_halves_the_image_in_its_3x3_convolution():
+    sides = sides_in_a_block(ResNet(RESNETS["resnet50"]), "layer2_0")
+    assert (sides["conv1"], sides["conv2"], sides["conv3"], sides["downsample_conv"]) == (16, 8, 8, 8)
+
+
+def test_bottleneck_of_caffe_halves_the_image_in_its_first_convolution():
+    model = ResNet(RESNETS["resnet50"], stride_in_1x1=True)
+    sides = sides_in_a_block(model, "layer2_0")
+    assert (sides["conv1"], sides["conv2"], sides["conv3"], sides["downsample_conv"]) == (8, 8, 8, 8)
+    assert sides_in_a_block(model, "layer1_0")["conv1"] == 16
+    assert shapes_of(model, (64, 64)) == shapes_of(ResNet(RESNETS["resnet50"]), (64, 64))
+
+
+def test_basic_blocks_have_no_1x1_to_stride_in():
+    with pytest.raises(ValueError, match="stride_in_1x1 is for bottlenecks"):
+        shapes_of(ResNet(RESNETS["resnet18"], stride_in_1x1=True), (64, 64))
+
+
+def test_resnext_has_groups_in_its_3x3_convolutions_and_nowhere_else():
+    # ResNeXt50-32x4d, table 1 of the paper: 32 groups of 4 channels in C2, of 8 in C3, 16 in C4, 32 in C5.
+    variables, features = shapes_of(ResNet(RESNETS["resnext50_32x4d"]), (64, 64))
+    for stage, width in enumerate((128, 256, 512, 1024), start=1):
+        block = variables["params"][f"layer{stage}_1"]
+        assert block["conv1"]["kernel"].shape == (1, 1, 2 * width, width)
+        assert block["conv2"]["kernel"].shape == (3, 3, width // 32, width)
+        assert block["conv3"]["kernel"].shape == (1, 1, width, 2 * width)
+        assert features[stage + 1].shape[-1] == 2 * width
+    wide = shapes_of(ResNet(RESNETS["resnext101_64x4d"]), (64, 64))[0]["params"]["layer3_22"]["conv2"]["kernel"]
+    assert wide.shape == (3, 3, 16, 1024)
 
 
 @pytest.fixture(scope="module")
@@ -102,27 +133,6 @@ def test_normalisation_of_a_batch_in_training_and_of_an_image_in_evaluation(tiny
         tiny[0].apply(variables, images, train=True)
 
 
-def test_running_statistics_move_a_tenth_of_the_way():
-    layer = norm("batch_norm", train=True, name="bn")
-    x = np.random.default_rng(0).normal(3, 2, size=(4, 5, 5, 8)).astype(np.float32)
-    variables = {"params": {"scale": np.ones(8), "bias": np.zeros(8)}}
-    variables["batch_stats"] = {"mean": np.ones(8), "var": np.ones(8)}
-    y, updated = jax.jit(functools.partial(layer.apply, mutable=["batch_stats"]))(variables, x)
-    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.9 + 0.1 * x.mean(axis=(0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * x.var(axis=(0, 1, 2)), rtol=1e-4)
-    np.testing.assert_allclose(np.mean(y, axis=(0, 1, 2)), np.zeros(8), atol=1e-5)
-    np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), np.ones(8), rtol=1e-4)
-
-
-def test_frozen_batch_norm_is_an_affine_map_of_constants():
-    stats = {"mean": np.full(2, 3.0), "var": np.full(2, 4.0 - 1e-5), "scale": np.array([1.0, 10.0]), "bias": np.ones(2)}
-    y, updated = FrozenBatchNorm().apply({"batch_stats": stats}, np.array([[7.0, 7.0]]), mutable=["batch_stats"])
-    np.testing.assert_allclose(y, [[(7 - 3) / 2 + 1, 10 * (7 - 3) / 2 + 1]], rtol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], stats)
-    variables = jax.eval_shape(FrozenBatchNorm().init, jax.random.key(0), jnp.zeros((1, 2)))
-    assert set(variables) == {"batch_stats"}
-
-
 def test_frozen_network_has_only_kernels_as_parameters_and_does_not_change_in_training(fill):
     model = ResNet(RESNETS["resnet_tiny"], norm="frozen_batch_norm")
     variables, _ = shapes_of(model, (64, 64))
@@ -153,19 +163,6 @@ def test_new_residual_blocks_start_as_the_identity():
         np.testing.assert_array_equal(scale, 0 if name.endswith("/bn2") else 1, err_msg=name)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(24, 6), (128, 32), (256, 32)])
-def test_group_norm_has_32_groups_or_groups_of_four_channels(channels, groups):
-    x = np.random.default_rng(0).normal(2, 3, size=(2, 4, 4, channels)).astype(np.float32)
-    layer = norm("group_norm", train=True, name="gn")
-    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
-    assert set(variables) == {"params"}
-    params = {"group_norm": {"scale": np.ones(channels), "bias": np.zeros(channels)}}
-    y = jax.jit(layer.apply)({"params": params}, x)
-    grouped = np.reshape(y, (2, 16, groups, -1))
-    np.testing.assert_allclose(grouped.mean(axis=(1, 3)), 0, atol=1e-5)
-    np.testing.assert_allclose(grouped.var(axis=(1, 3)), 1, rtol=1e-3)
-
-
 def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     variables, features = shapes_of(ResNet(RESNETS["resnet_tiny"], dtype=jnp.bfloat16), (64, 64))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -175,7 +172,89 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     assert y.dtype == jnp.bfloat16
 
 
-def test_unknown_norm_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="norm must be one of batch_norm, frozen_batch_norm, group_norm, got 'layer'"):
-        norm("layer", train=True, name="bn")
-    assert isinstance(norm("batch_norm", train=True, name="bn"), nn.Module)
+# Frozen parts
+
+PARTS = (("conv1", "bn1"), ("layer1_0",), ("layer2_0",), ("layer3_0",), ("layer4_0",))
+
+
+@pytest.mark.parametrize("freeze_at", [1, 3])
+def test_frozen_parts_have_no_gradient_and_keep_their_statistics(tiny, freeze_at):
+    _, variables, _, _ = tiny
+    model = ResNet(RESNETS["resnet_tiny"], freeze_at=freeze_at)
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+
+    @jax.jit
+    def gradients(params):
+        def loss(params):
+            apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+            features, updated = apply({**variables, "params": params}, images)
+            return sum(jnp.square(feature).sum() for feature in features.values()), updated["batch_stats"]
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradient, updated = gradients(variables["params"])
+    frozen = {name for part in PARTS[:freeze_at] for name in part}
+    for name, leaves in gradient.items():
+        has_gradient = any(np.any(leaf != 0) for leaf in jax.tree.leaves(leaves))
+        assert has_gradient == (name not in frozen), name
+    for name, leaves in updated.items():
+        moved = jax.tree.map(lambda old, new: bool((old != new).any()), variables["batch_stats"][name], leaves)
+        assert set(jax.tree.leaves(moved)) == {name not in frozen}, name
+
+
+def test_frozen_parts_are_normalised_by_their_running_statistics(tiny):
+    _, variables, apply, _ = tiny
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    model = ResNet(RESNETS["resnet_tiny"], freeze_at=3)
+    features, _ = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
+    evaluated = apply(variables, images)
+    for level in (2, 3):
+        np.testing.assert_allclose(features[level], evaluated[level], rtol=1e-5, atol=1e-5)
+    assert np.abs(features[4] - evaluated[4]).max() > 0.1
+
+
+def test_no_backward_pass_is_computed_for_frozen_parts(tiny):
+    # resnet_tiny has the stem and 3, 3, 3, 3 convolutions (C2 changes no size, but the width). Each has a forward pass
+    # and, where trained, two gradients, but only one where nothing before it is trained.
+    _, variables, _, _ = tiny
+    images = jnp.zeros((1, 64, 64, 3))
+
+    def convolutions(freeze_at):
+        model = ResNet(RESNETS["resnet_tiny"], freeze_at=freeze_at)
+
+        def loss(params):
+            features, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return features[5].sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(variables["params"])).count(" conv_general_dilated[")
+
+    blocks = [sum("conv" in name for name in variables["params"][f"layer{stage}_0"]) for stage in (1, 2, 3, 4)]
+    total = 1 + sum(blocks)
+    assert convolutions(0) == 3 * total - 1
+    for freeze_at in (1, 3):
+        trained = sum(blocks[freeze_at - 1 :])
+        first = 2 if "downsample_conv" in variables["params"][f"layer{freeze_at}_0"] else 1
+        assert convolutions(freeze_at) == total + 2 * trained - first
+    assert convolutions(5) == total
+
+
+def test_frozen_parameters_are_those_of_the_frozen_parts(tiny):
+    params = {"backbone": tiny[1]["params"], "fpn": {"p6": {"kernel": 0.0}}, "class_head": {"conv1": {"kernel": 0.0}}}
+    for freeze_at in range(6):
+        is_frozen = frozen_parameters(params, freeze_at)
+        assert jax.tree.structure(is_frozen) == jax.tree.structure(params)
+        frozen = {name for part in PARTS[:freeze_at] for name in part}
+        for name, leaves in is_frozen["backbone"].items():
+            assert set(jax.tree.leaves(leaves)) == {name in frozen}
+        assert not any(jax.tree.leaves((is_frozen["fpn"], is_frozen["class_head"])))
+
+
+@pytest.mark.parametrize("freeze_at", [-1, 6, 1.5])
+def test_impossible_number_of_frozen_parts_is_refused(freeze_at):
+    message = f"freeze_at must be the number of frozen parts in 0..5 .*, got {freeze_at}"
+    with pytest.raises(ValueError, match=message):
+        shapes_of(ResNet(RESNETS["resnet_tiny"], freeze_at=freeze_at), (64, 64))
+    with pytest.raises(ValueError, match=message):
+        frozen_parameters({"backbone": {}}, freeze_at)
+    with pytest.raises(ValueError, match="params must be a detector's, with a 'backbone'; got conv1"):
+        frozen_parameters({"conv1": 0.0}, 1)

@@ -201,6 +201,50 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32(initialized, images):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "batch_norm", "head_norm": "group_norm"},
+        {"norm": "frozen_batch_norm", "p6_from": "p5"},
+        {"norm": "group_norm", "head_norm": "batch_norm", "freeze_at": 2},
+    ],
+)
+@pytest.mark.parametrize("train", [False, True])
+def test_float64_is_float64_throughout(options, train):
+    model = RetinaNet(**{**SMALL, **options}, dtype=jnp.float64)
+    with jax.enable_x64(True):
+        images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float64)
+        variables = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float64),
+            jax.eval_shape(model.init, jax.random.key(0), images),
+        )
+        apply = functools.partial(model.apply, train=train, mutable=["batch_stats"])
+        jaxpr, shapes = jax.make_jaxpr(apply, return_shape=True)(variables, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float64")}
+    assert "f64[" in str(jaxpr)
+    assert "f32[" not in str(jaxpr)
+
+
+def test_epsilon_and_frozen_parts_reach_the_backbone(initialized, images):
+    _, variables, apply = initialized
+    model = RetinaNet(**SMALL, norm_epsilon=3.0, freeze_at=2)
+    function = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    _, updated = function(variables, images)
+    for name, before in variables["batch_stats"]["backbone"].items():
+        is_equal = jax.tree.map(lambda a, b: bool((a == b).all()), before, updated["batch_stats"]["backbone"][name])
+        assert set(jax.tree.leaves(is_equal)) == {name in ("bn1", "layer1_0")}, name
+    logits = jax.jit(RetinaNet(**SMALL, norm_epsilon=3.0).apply)(variables, images)[0][0]
+    assert (np.asarray(logits) != np.asarray(apply(variables, images)[0][0])).any()
+
+
+def test_stride_in_1x1_reaches_the_backbone():
+    model = RetinaNet(**{**SMALL, "backbone": "resnet50"}, stride_in_1x1=True)
+    variables, _ = shapes_of(model)
+    apply = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
+    _, state = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    assert state["intermediates"]["backbone"]["layer2_0"]["conv1"]["__call__"][0].shape[1] == 8
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"backbone": "resnet19"}, "backbone must be one of resnet_tiny, resnet18, .*, got 'resnet19'"),
@@ -209,6 +253,9 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32(initialized, images):
         ({"p6_from": "c6"}, "p6_from must be one of c5, p5, got 'c6'"),
         ({"levels": (3, 5)}, "levels must be consecutive"),
         ({"prior": 0.0}, "prior must be between 0 and 1, got 0.0"),
+        ({"freeze_at": 6}, "freeze_at must be the number of frozen parts in 0..5"),
+        ({"stride_in_1x1": True}, "stride_in_1x1 is for bottlenecks"),
+        ({"norm_epsilon": -1.0}, "epsilon of a norm must be at least 0, got -1.0"),
     ],
 )
 def test_impossible_options_are_refused_with_the_possible_ones(options, message):
@@ -235,3 +282,20 @@ def test_normalisation_takes_other_means():
     images = np.full((1, 2, 2, 3), 10, np.uint8)
     normalized = normalize_images(images, np.array([[2, 2]]), mean=(0.0, 10.0, 20.0), std=(1.0, 1.0, 5.0))
     np.testing.assert_allclose(normalized[0, 1, 1], [10, 0, -2])
+
+
+def test_bgr_turns_the_channels_around_and_takes_mean_and_std_in_that_order():
+    images = np.empty((1, 2, 2, 3), np.uint8)
+    images[..., :] = [10, 20, 40]
+    options = {"mean": (1.0, 2.0, 3.0), "std": (1.0, 2.0, 4.0), "channel_order": "bgr"}
+    normalized = normalize_images(images, np.array([[2, 2]]), **options)
+    np.testing.assert_allclose(normalized[0, 1, 1], [39, 9, 1.75])
+    with pytest.raises(ValueError, match="channel_order must be one of rgb, bgr, got 'gbr'"):
+        normalize_images(images, np.array([[2, 2]]), channel_order="gbr")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+def test_normalised_images_are_float32_but_of_float64_images(dtype):
+    with jax.enable_x64(True):
+        normalized = normalize_images(jnp.ones((1, 2, 2, 3), dtype), np.array([[2, 2]]))
+    assert normalized.dtype == ("float64" if dtype == "float64" else "float32")

@@ -1,0 +1,170 @@
+"""focaljax convert: weights of torchvision, detectron2 or a run, read and written under other names.
+
+Usage: focaljax convert SRC DST [--to NAMES] [--norm NORM] [--force]
+
+  SRC           a file of weights (.safetensors, .npz, .pth, .pt, .pkl) under the names of torchvision (RetinaNets and
+                classification ResNets), detectron2 or focaljax; or the --workdir of a run of `focaljax train`, of
+                which the latest checkpoint is used (the averaged weights, if it has them)
+  DST           the file to write: .safetensors, .npz, .pth or .pt
+  --to NAMES    focaljax or torchvision (default: focaljax; from a file with focaljax's names: torchvision)
+  --norm NORM   batch_norm or frozen_batch_norm: the normalisation of the model that SRC is for (default: batch_norm if
+                the file counts batches, as torch's trained layers do)
+  --force       overwrite DST
+
+.pth and .pt need torch; nothing else does. What focaljax has no place for (a classifier, counts of batches) is kept in
+the file, so that torchvision's weights come back bit for bit.
+
+Example:
+  focaljax convert retinanet_resnet50_fpn_coco.pth retinanet50.safetensors
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from focaljax.cli import build
+from focaljax.cli.build import say
+from focaljax.cli.config import parse_flags
+from focaljax.cli.evaluate import load_detector, saved_run
+from focaljax.cli.main import UsageError
+from focaljax.cli.prediction import anchor_settings
+from focaljax.models.pretrained import (
+    LoadedWeights,
+    WeightsError,
+    check_variables,
+    flatten_variables,
+    import_weights,
+    infer_model,
+    read_weights,
+    to_torchvision,
+    write_weights,
+)
+from focaljax.models.retinanet import RetinaNet
+from focaljax.training import mesh as meshes
+
+TARGETS = ("focaljax", "torchvision")
+
+_SOURCE_NAMES = {
+    "focaljax": "focaljax",
+    "torchvision": "a detector of torchvision",
+    "torchvision_classifier": "a classification network of torchvision",
+    "detectron2": "detectron2",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    flag_values = flags.FlagValues()
+    norms = ["batch_norm", "frozen_batch_norm"]
+    flags.DEFINE_enum("to", None, TARGETS, "names to write", flag_values=flag_values)
+    flags.DEFINE_enum("norm", None, norms, "of the model that SRC is for", flag_values=flag_values)
+    flags.DEFINE_bool("force", False, "overwrite DST", flag_values=flag_values)
+    names = parse_flags(arguments, flag_values)
+    if len(names) != 2:
+        raise UsageError(f"convert needs SRC and DST, got {len(names)} names; see `focaljax convert --help`")
+    source, destination = map(pathlib.Path, names)
+    if destination.exists() and not flag_values.force:
+        raise UsageError(f"{destination} exists already; --force overwrites it")
+    try:
+        return _convert(source, destination, flag_values.to, flag_values.norm)
+    except WeightsError as error:
+        raise UsageError(str(error)) from None
+
+
+def _convert(source: pathlib.Path, destination: pathlib.Path, to: str | None, norm: str | None) -> int:
+    weights = _weights_of_run(source, to, norm) if source.is_dir() else _weights_of_file(source, norm)
+    _say_what_is_mapped(weights)
+    if to is None:
+        to = "torchvision" if weights.source == "focaljax" and not source.is_dir() else "focaljax"
+    state_dict = _renamed(weights, to)
+    size = write_weights(destination, state_dict, overwrite=True)
+    say(f"wrote {destination}: {len(state_dict)} arrays under the names of {to}, {size / 1e6:.1f} MB")
+    if to == "torchvision" and weights.source == "focaljax" and not source.is_dir():
+        say(
+            "note: torchvision sees the same boxes with these weights if they were trained with its anchors "
+            "(layout 'torchvision'), on RGB images and with the stride in the 3x3 convolutions"
+        )
+    return 0
+
+
+def _weights_of_file(path: pathlib.Path, norm: str | None) -> LoadedWeights:
+    state_dict = read_weights(path)
+    try:
+        weights = import_weights(state_dict, norm=norm)
+        say(f"read {path}: {len(state_dict)} arrays under the names of {_SOURCE_NAMES[weights.source]}")
+        _check_complete(weights.variables)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return weights
+
+
+def _weights_of_run(workdir: pathlib.Path, to: str | None, norm: str | None) -> LoadedWeights:
+    if norm is not None:
+        raise UsageError("--norm is for files; a run knows its own")
+    config, workdir = saved_run(str(workdir), [])
+    classes = build.load_classes(workdir)
+    if to == "torchvision":
+        layout = anchor_settings(config).get("layout", "centered")
+        if layout != "torchvision":
+            raise UsageError(
+                f"{workdir} was trained with anchors of the layout {layout!r}; torchvision's anchors lie elsewhere, so "
+                "its boxes would be wrong with these weights; use --to=focaljax"
+            )
+        if getattr(build.make_model(config, len(classes.names)), "stride_in_1x1", False):
+            raise UsageError(
+                f"{workdir} has its strides in 1x1 convolutions, torchvision in 3x3 ones; use --to=focaljax"
+            )
+    step, variables, _ = load_detector(config, workdir, len(classes.names), meshes.make_mesh())
+    say(f"read step {step} of the run {workdir}")
+    return LoadedWeights(jax.tree.map(np.asarray, variables), "focaljax", {})
+
+
+def _renamed(weights: LoadedWeights, to: str) -> dict[str, np.ndarray]:
+    if to == "focaljax":
+        carried = weights.extra if weights.source != "detectron2" else {}
+        return flatten_variables(weights.variables) | {f"extra/{name}": array for name, array in carried.items()}
+    if weights.source == "detectron2":
+        raise UsageError(
+            "detectron2's weights do not work in torchvision, which has other anchors, RGB images and its strides in "
+            "the 3x3 convolutions; use --to=focaljax"
+        )
+    return to_torchvision({**weights.variables, "extra": weights.extra})
+
+
+def _check_complete(variables: Mapping[str, Any]) -> None:
+    """Raises if a detector's arrays are not exactly those of the model that they seem to be of."""
+    model = infer_model(variables)
+    if model["backbone"] is None:
+        raise WeightsError("the backbone is none of those that focaljax has; see focaljax.models.resnet.RESNETS")
+    if "num_classes" in model:
+        images = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
+        check_variables(variables, jax.eval_shape(RetinaNet(**model).init, jax.random.key(0), images))
+
+
+def _say_what_is_mapped(weights: LoadedWeights) -> None:
+    model = infer_model(weights.variables)
+    parts = [str(model["backbone"]), str(model["norm"])]
+    if "num_classes" in model:
+        parts += [f"levels {model['levels'][0]} to {model['levels'][-1]}"]
+        parts += [f"P6 from {model['p6_from'].upper()}"] if "p6_from" in model else []
+        parts += [f"head_norm {model['head_norm']}"] if model["head_norm"] else []
+        parts += [f"{model['num_classes']} classes", f"{model['anchors_per_position']} anchors per position"]
+    else:
+        parts.append("no pyramid and no heads")
+    say(f"model: {', '.join(parts)}")
+    trained, statistics = (
+        jax.tree.leaves(weights.variables.get(collection, {})) for collection in ("params", "batch_stats")
+    )
+    say(
+        f"mapped {len(trained) + len(statistics)} arrays: {sum(leaf.size for leaf in trained):,} parameters and "
+        f"{sum(leaf.size for leaf in statistics):,} constants and statistics"
+    )
+    if weights.extra:
+        fate = "left out" if weights.source == "detectron2" else "kept beside the model"
+        some = ", ".join(list(weights.extra)[:3]) + (", ..." if len(weights.extra) > 3 else "")
+        say(f"{fate}: {len(weights.extra)} arrays that the model has no place for ({some})")

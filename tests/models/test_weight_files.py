@@ -1,0 +1,184 @@
+"""Files of weights: every format gives back every byte; what is damaged, dangerous or missing is one clear line."""
+
+import importlib.util
+import os
+import pickle
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from focaljax.models.weight_files import WeightsError, read_weights, write_weights
+from tests.models.state_dicts import same
+
+FORMATS = ["safetensors", "npz"] + (["pth", "pt"] if importlib.util.find_spec("torch") else [])
+
+
+@pytest.fixture
+def state_dict():
+    random = np.random.default_rng(0)
+    return {
+        "backbone.body.conv1.weight": random.normal(size=(4, 3, 2, 2)).astype(np.float32),
+        "transposed": random.normal(size=(2, 3, 4)).transpose(2, 0, 1),
+        "half": random.normal(size=5).astype(np.float16),
+        "bn1.num_batches_tracked": np.asarray(7, np.int64),
+        "params/fpn/p6/bias": np.zeros((0, 3), np.float32),
+        "file": np.ones(1, np.float32),
+    }
+
+
+def line_of(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_round_trip_keeps_names_dtypes_shapes_and_bytes(tmp_path, state_dict, suffix):
+    path = tmp_path / f"weights.{suffix}"
+    size = write_weights(path, state_dict)
+    assert size == path.stat().st_size
+    assert same(read_weights(path), state_dict)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_bfloat16_survives_in_safetensors_and_is_refused_by_npz(tmp_path):
+    arrays = {"w": np.asarray([1.5, -2.25], jnp.bfloat16)}
+    write_weights(tmp_path / "w.safetensors", arrays)
+    assert same(read_weights(tmp_path / "w.safetensors"), arrays)
+    with pytest.raises(WeightsError, match=r"cannot hold w of dtype bfloat16; write \.safetensors"):
+        write_weights(tmp_path / "w.npz", arrays)
+    assert os.listdir(tmp_path) == ["w.safetensors"]
+
+
+def test_existing_file_is_kept_unless_told(tmp_path, state_dict):
+    path = tmp_path / "w.npz"
+    path.write_bytes(b"mine")
+    with pytest.raises(WeightsError, match="exists already"):
+        write_weights(path, state_dict)
+    assert path.read_bytes() == b"mine"
+    write_weights(path, state_dict, overwrite=True)
+    assert same(read_weights(path), state_dict)
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, state_dict):
+    path = tmp_path / "w.npz"
+    write_weights(path, state_dict)
+    before = path.read_bytes()
+    with pytest.raises(WeightsError):
+        write_weights(path, {"a": np.zeros(3), "b": np.zeros(3, jnp.bfloat16)}, overwrite=True)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["w.npz"]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pkl"])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.97])
+def test_truncated_file_is_one_line(tmp_path, state_dict, suffix, kept):
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps(state_dict))
+    else:
+        write_weights(path, state_dict)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(WeightsError, match=rf"w\.{suffix} cannot be read; it is damaged") as error:
+        read_weights(path)
+    line_of(error)
+
+
+def test_flipped_byte_in_npz_is_noticed(tmp_path):
+    path = tmp_path / "w.npz"
+    write_weights(path, {"w": np.zeros(1000, np.float32)})
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pkl"])
+def test_file_of_another_kind_is_one_line(tmp_path, suffix):
+    path = tmp_path / f"w.{suffix}"
+    path.write_bytes(b"<!DOCTYPE html><html>404 not found</html>" * 10)
+    with pytest.raises(WeightsError, match="cannot be read") as error:
+        read_weights(path)
+    line_of(error)
+
+
+def test_missing_file_and_unknown_ending_are_one_line(tmp_path, state_dict):
+    with pytest.raises(WeightsError, match=r"w\.npz does not exist") as error:
+        read_weights(tmp_path / "w.npz")
+    line_of(error)
+    with pytest.raises(WeightsError, match=r"must end in one of \.safetensors, \.npz, \.pth, \.pt, \.pkl"):
+        read_weights(tmp_path / "w.h5")
+    with pytest.raises(WeightsError, match=r"end in one of \.safetensors, \.npz, \.pth, \.pt"):
+        write_weights(tmp_path / "w.pkl", state_dict)
+    with pytest.raises(WeightsError, match="the folder .*nowhere does not exist"):
+        write_weights(tmp_path / "nowhere" / "w.npz", state_dict)
+
+
+def test_without_torch_a_pth_says_how_to_convert_it(tmp_path, state_dict, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"anything")
+    with pytest.raises(WeightsError) as error:
+        read_weights(path)
+    line = line_of(error)
+    program = re.search(r'python -c "(.*)"', line)[1]
+    compile(program, "program", "exec")
+    assert "weights_only=True" in program
+    assert "'model.pth'" in program
+    assert "'model.safetensors'" in program
+    with pytest.raises(WeightsError, match=r"write \.safetensors"):
+        write_weights(tmp_path / "other.pth", state_dict)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_pickle_of_arrays_in_plain_containers_is_read(tmp_path, state_dict, protocol):
+    # As detectron2 writes it; protocol 2 is that of Python 2.
+    path = tmp_path / "model_final.pkl"
+    scalar = {"momentum": np.float32(0.5)}
+    path.write_bytes(pickle.dumps({"model": state_dict | scalar, "__author__": "x"}, protocol=protocol))
+    read = read_weights(path)
+    assert read.pop("momentum") == 0.5
+    assert same(read, state_dict)
+
+
+class _Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickle_that_would_run_code_is_refused_before_it_runs(tmp_path):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"w": np.zeros(1), "x": _Harmful(tmp_path / "harm")}))
+    with pytest.raises(WeightsError, match=r"it asks for posix\.mkdir; only numpy arrays") as error:
+        read_weights(path)
+    line_of(error)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_npz_with_pickled_objects_is_refused(tmp_path):
+    path = tmp_path / "w.npz"
+    np.savez(path, w=np.asarray([_Harmful(tmp_path / "harm")], object))
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_weights(path)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"w": "text"}, {"w": {"v": np.zeros(1)}}, {3: np.zeros(1)}])
+def test_what_is_no_mapping_to_arrays_is_refused(tmp_path, content):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(WeightsError, match="expected"):
+        read_weights(path)
+
+
+def test_wrappings_of_training_checkpoints_come_off(tmp_path):
+    path = tmp_path / "w.pkl"
+    weights = {"module.conv1.weight": np.ones(2), "module.bn1.bias": np.ones(3)}
+    path.write_bytes(pickle.dumps({"epoch": 3, "state_dict": weights}))
+    assert read_weights(path).keys() == {"conv1.weight", "bn1.bias"}
