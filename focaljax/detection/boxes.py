@@ -95,7 +95,7 @@ def encode_boxes(boxes_xyxy: Array, anchors_xyxy: Array) -> Array:
         anchors_xyxy: `[..., 4]`, of the same shape; their sides must be positive.
 
     Returns:
-        `[..., 4]`, (dx, dy, dw, dh).
+        `[..., 4]`, (dx, dy, dw, dh), float32 (float64 if an argument is).
 
     Example:
         >>> import jax.numpy as jnp
@@ -116,7 +116,7 @@ def decode_boxes(deltas: Array, anchors_xyxy: Array) -> Array:
         anchors_xyxy: `[..., 4]`, corners in pixels, of the same shape.
 
     Returns:
-        `[..., 4]`, corners in pixels, not clipped to the image.
+        `[..., 4]`, corners in pixels, not clipped to the image, float32 (float64 if an argument is).
 
     Example:
         >>> import jax.numpy as jnp
@@ -124,11 +124,13 @@ def decode_boxes(deltas: Array, anchors_xyxy: Array) -> Array:
         [2. 0. 6. 4.]
     """
     anchor_centers, anchor_sides = _centers_and_sides(anchors_xyxy)
+    deltas = deltas.astype(jnp.promote_types(deltas.dtype, jnp.float32))
     centers = anchor_centers + deltas[..., :2] * anchor_sides
     half_sides = 0.5 * anchor_sides * jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_RATIO))
     return jnp.concatenate([centers - half_sides, centers + half_sides], axis=-1)
 
 
 def _centers_and_sides(boxes_xyxy: Array) -> tuple[Array, Array]:
+    boxes_xyxy = boxes_xyxy.astype(jnp.promote_types(boxes_xyxy.dtype, jnp.float32))
     sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     return boxes_xyxy[..., :2] + 0.5 * sides, sides

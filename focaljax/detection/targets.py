@@ -48,6 +48,7 @@ def assign_anchors(
     positive_iou: float = 0.5,
     negative_iou: float = 0.4,
     low_quality: bool = True,
+    low_quality_at_zero: bool = False,
 ) -> AnchorTargets:
     """Returns the target of each anchor of one image.
 
@@ -56,8 +57,8 @@ def assign_anchors(
     that is a box's best (ties included) is assigned to its own best box at any IoU above 0, so that hardly an object is
     left without an anchor. An unassigned anchor of which half or more lies in a crowd region is ignored.
 
-    torchvision applies the low-quality rule even where the best IoU is 0, which assigns every anchor of an image; here
-    such a box has no anchor.
+    torchvision applies the low-quality rule even where the best IoU is 0: a box that meets no anchor assigns all of the
+    image that it does not meet, each to its own best box. Here such a box has no anchor, unless `low_quality_at_zero`.
 
     Args:
         anchors_xyxy: `[A, 4]`, corners in pixels.
@@ -67,13 +68,15 @@ def assign_anchors(
         is_box: bool `[N]`, the row is not padding.
         positive_iou: from here on an anchor is assigned; in (0, 1].
         negative_iou: below here an anchor is background; at most `positive_iou`.
-        low_quality: assign each box's best anchors whatever their IoU.
+        low_quality: assign each box's best anchors whatever their IoU, if it is above 0.
+        low_quality_at_zero: also if it is 0, as torchvision does; for equality with it only.
 
     Returns:
         `AnchorTargets`. Without boxes (N = 0, or all padding) every anchor is background.
 
     Raises:
-        ValueError: the thresholds are out of order or range, or the shapes are not those above.
+        ValueError: the thresholds are out of order or range, the shapes are not those above, or `low_quality_at_zero`
+            is set without `low_quality`.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), section 4, 'Anchors'; Ren et al. 2015 (arXiv 1506.01497), section 3.1.2
     for the low-quality rule.
@@ -91,6 +94,8 @@ def assign_anchors(
             "thresholds must satisfy 0 <= negative_iou <= positive_iou <= 1 and 0 < positive_iou, "
             f"got negative_iou {negative_iou} and positive_iou {positive_iou}"
         )
+    if low_quality_at_zero and not low_quality:
+        raise ValueError("low_quality_at_zero is a part of the low-quality rule: set low_quality too, or neither")
     # Checked because indexing clamps: a label array that is too short would give boxes the last label.
     num_boxes = boxes_xyxy.shape[0]
     for name, array, shape in (
@@ -115,7 +120,8 @@ def assign_anchors(
     is_positive = best_iou >= positive_iou
     if low_quality:
         best_iou_of_box = iou.max(axis=0)
-        is_best_of_box = (iou == best_iou_of_box[None, :]) & (best_iou_of_box > 0.0)[None, :]
+        has_best = is_object if low_quality_at_zero else best_iou_of_box > 0.0
+        is_best_of_box = (iou == best_iou_of_box[None, :]) & has_best[None, :]
         is_positive |= is_best_of_box.any(axis=1)
     is_ignored = (best_iou >= negative_iou) | _covered_by_crowd(anchors_xyxy, boxes_xyxy, is_box & is_crowd)
     unassigned = jnp.where(is_ignored, IGNORED, BACKGROUND)

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from focaljax import losses
-from focaljax.detection import AnchorTargets, encode_boxes
+from focaljax.detection import AnchorTargets, decode_boxes, encode_boxes
 
 Array = jax.Array
 
 # (logits [K], label []) -> loss []; for one anchor.
 ClassificationLoss = Callable[[Array, Array], Array]
-# (deltas [4], target deltas [4]) -> loss [4]; for one anchor.
-BoxLoss = Callable[[Array, Array], Array]
+# (deltas [4], box_xyxy [4], anchor_xyxy [4]) -> loss []; for one anchor.
+BoxLoss = Callable[[Array, Array, Array], Array]
 
 CLASSIFICATION_LOSSES = ("focal", "balanced_cross_entropy", "cross_entropy")
-BOX_LOSSES = ("smooth_l1", "l1")
+# Of the deltas, then of the decoded box.
+BOX_LOSSES = ("smooth_l1", "l1", "iou", "giou", "diou", "ciou")
 NORMALIZERS = ("image", "batch")
 
 
@@ -65,19 +66,34 @@ def make_classification_loss(name: str, *, alpha: float = 0.25, gamma: float = 2
 
 
 def make_box_loss(name: str, *, beta: float = 0.1) -> BoxLoss:
-    """Returns the box loss of one anchor, a function of (deltas `[4]`, target deltas `[4]`) with a value for each.
+    """Returns the box loss of one anchor, a function of (deltas `[4]`, box `[4]`, anchor `[4]`) with one value.
 
     Args:
-        name: 'smooth_l1' or 'l1'.
-        beta: width of smooth L1's quadratic part.
+        name: 'smooth_l1' or 'l1': of the deltas against those that make the box of the anchor, summed over the four
+            (the paper and torchvision v1). 'iou', 'giou', 'diou' or 'ciou': of the box that the deltas make of the
+            anchor against the box, in pixels ('giou': torchvision v2).
+        beta: width of smooth L1's quadratic part; the others have none.
+
+    Returns:
+        A function of the anchor's deltas (see `encode_boxes`), the box that it is assigned to and the anchor, both
+        corners in pixels; float32, or float64 if one of them is.
 
     Raises:
         ValueError: `name` is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> anchor = jnp.array([0.0, 0.0, 4.0, 4.0])
+        >>> box = jnp.array([2.0, 0.0, 6.0, 4.0])  # half an anchor to the right
+        >>> print(make_box_loss("l1")(jnp.zeros(4), box, anchor), make_box_loss("iou")(jnp.zeros(4), box, anchor))
+        0.5 0.6666666
     """
     if name == "smooth_l1":
-        return functools.partial(losses.smooth_l1, beta=beta)
+        return _loss_of_deltas(functools.partial(losses.smooth_l1, beta=beta))
     if name == "l1":
-        return losses.l1
+        return _loss_of_deltas(losses.l1)
+    if name in BOX_LOSSES:
+        return _loss_of_box(getattr(losses, f"{name}_loss"))
     raise ValueError(f"box loss must be one of {', '.join(BOX_LOSSES)}, got {name!r}")
 
 
@@ -102,7 +118,8 @@ def detection_loss(
         anchors_xyxy: `[A, 4]`, corners in pixels.
         targets: of the batch, `labels` `[B, A]` and `boxes_xyxy` `[B, A, 4]`.
         classification_loss: for one anchor, see `make_classification_loss`.
-        box_loss: for one anchor, see `make_box_loss`; its four values are summed.
+        box_loss: for one anchor, see `make_box_loss`. Of an anchor that is not assigned, neither deltas nor box count,
+            whatever their values.
         box_weight: factor on the box loss.
         normalizer: 'image': each image's sum over its anchors divided by its number of assigned anchors (at least 1),
             then the mean over images (the paper; torchvision). 'batch': the sum over the batch divided by the number
@@ -117,11 +134,11 @@ def detection_loss(
     Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1, 'Focal Loss'.
     """
     per_anchor = jax.vmap(jax.vmap(classification_loss))(class_logits, targets.labels)
-    target_deltas = jax.vmap(encode_boxes, in_axes=(0, None))(targets.boxes_xyxy, anchors_xyxy)
-    # The deltas of unassigned anchors are replaced before the loss: theirs may be infinite, and 0 * inf is NaN.
     is_positive = targets.is_positive
-    target_deltas = jnp.where(is_positive[..., None], target_deltas, box_deltas)
-    per_box = jax.vmap(jax.vmap(box_loss))(box_deltas, target_deltas).sum(axis=-1)
+    # Unassigned anchors are met exactly, before the loss: theirs may be infinite, and 0 * inf is NaN.
+    box_deltas = jnp.where(is_positive[..., None], box_deltas, 0.0)
+    boxes_xyxy = jnp.where(is_positive[..., None], targets.boxes_xyxy, anchors_xyxy)
+    per_box = jax.vmap(jax.vmap(box_loss), in_axes=(0, 0, None))(box_deltas, boxes_xyxy, anchors_xyxy)
     if normalizer == "image":
         reduce = jax.vmap(losses.mean_over_positives)
     elif normalizer == "batch":
@@ -136,3 +153,17 @@ def detection_loss(
         box=box,
         positives=is_positive.sum(axis=-1).astype(jnp.float32).mean(),
     )
+
+
+def _loss_of_deltas(loss: Callable[[Array, Array], Array]) -> BoxLoss:
+    def loss_of_anchor(deltas: Array, box_xyxy: Array, anchor_xyxy: Array) -> Array:
+        return loss(deltas, encode_boxes(box_xyxy, anchor_xyxy)).sum()
+
+    return loss_of_anchor
+
+
+def _loss_of_box(loss: Callable[[Array, Array], Array]) -> BoxLoss:
+    def loss_of_anchor(deltas: Array, box_xyxy: Array, anchor_xyxy: Array) -> Array:
+        return loss(decode_boxes(deltas, anchor_xyxy), box_xyxy)
+
+    return loss_of_anchor

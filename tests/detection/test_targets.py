@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from focaljax.detection import assign_anchors, pairwise_iou, pyramid_anchors
 from focaljax.losses import BACKGROUND, IGNORED
 
-assign = jax.jit(assign_anchors, static_argnames=("positive_iou", "negative_iou", "low_quality"))
+THRESHOLDS = ("positive_iou", "negative_iou", "low_quality", "low_quality_at_zero")
+assign = jax.jit(assign_anchors, static_argnames=THRESHOLDS)
 
 
 def area(box):
@@ -107,6 +108,25 @@ def test_best_anchors_of_a_hard_box_are_assigned_ties_included():
 def test_box_that_meets_no_anchor_gets_none():
     assert one_box([[0, 0, 4, 4], [4, 0, 8, 4]], [100, 100, 104, 104]) == [BACKGROUND, BACKGROUND]
     assert one_box([[0, 0, 4, 4], [4, 0, 8, 4]], [2, 2, 2, 2]) == [BACKGROUND, BACKGROUND]
+
+
+def test_box_that_meets_no_anchor_assigns_all_to_their_best_as_torchvision_does_if_asked():
+    anchors, boxes = (
+        np.float32([[0, 0, 4, 4], [3, 0, 7, 4], [20, 0, 24, 4]]),
+        np.float32([[90, 90, 94, 94], [0, 0, 4, 4]]),
+    )
+    yes, no = np.ones(2, bool), np.zeros(2, bool)
+    targets = assign(anchors, boxes, np.array([1, 2]), no, yes, low_quality_at_zero=True)
+    # The last anchor meets neither box, so the first of them counts as its best.
+    np.testing.assert_array_equal(targets.labels, [2, 2, 1])
+    np.testing.assert_array_equal(targets.boxes_xyxy, boxes[[1, 1, 0]])
+    np.testing.assert_array_equal(assign(anchors, boxes, np.array([1, 2]), no, yes).labels, [2, BACKGROUND, BACKGROUND])
+    # Neither padding nor a crowd region is such a box.
+    for is_crowd, is_box in ((no, np.array([False, True])), (np.array([True, False]), yes)):
+        alone = assign(anchors, boxes, np.array([1, 2]), is_crowd, is_box, low_quality_at_zero=True)
+        np.testing.assert_array_equal(alone.labels, [2, BACKGROUND, BACKGROUND])
+    with pytest.raises(ValueError, match="low_quality_at_zero is a part of the low-quality rule"):
+        one_box(anchors, boxes[0], low_quality=False, low_quality_at_zero=True)
 
 
 def test_best_anchor_of_one_box_stays_with_the_box_that_it_fits_better():

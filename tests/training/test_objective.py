@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from focaljax.detection import AnchorTargets
+from focaljax.detection import AnchorTargets, encode_boxes
 from focaljax.losses import BACKGROUND, IGNORED
-from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
+from focaljax.training.objective import BOX_LOSSES, detection_loss, make_box_loss, make_classification_loss
 
 ANCHORS = jnp.array([[0.0, 0.0, 4.0, 4.0], [4.0, 0.0, 8.0, 4.0], [0.0, 4.0, 4.0, 8.0], [4.0, 4.0, 8.0, 8.0]])
 LN2 = float(np.log(2.0))
@@ -18,14 +18,23 @@ def batch_targets(*labels):
     return AnchorTargets(labels=jnp.array(labels, jnp.int32), boxes_xyxy=boxes)
 
 
-def loss_of(class_logits, box_deltas, targets, *, classification="cross_entropy", normalizer="image", box_weight=1.0):
+def loss_of(
+    class_logits,
+    box_deltas,
+    targets,
+    *,
+    classification="cross_entropy",
+    box="l1",
+    normalizer="image",
+    box_weight=1.0,
+):
     return detection_loss(
         class_logits,
         box_deltas,
         ANCHORS,
         targets,
         classification_loss=make_classification_loss(classification, alpha=0.25, gamma=2.0),
-        box_loss=make_box_loss("l1"),
+        box_loss=make_box_loss(box),
         box_weight=box_weight,
         normalizer=normalizer,
     )
@@ -54,6 +63,64 @@ def test_box_loss_is_of_assigned_anchors_only_and_weighted_in_the_total():
     loss = loss_of(jnp.zeros((1, 4, 2)), deltas, batch_targets((0, BACKGROUND, IGNORED, BACKGROUND)), box_weight=3.0)
     assert float(loss.box) == pytest.approx(2.0)
     assert float(loss.total) == pytest.approx(float(loss.classification) + 6.0)
+
+
+# A box half an anchor to the right of the 4 x 4 anchor that answers for it, and no deltas: they have 4 x 2 in common,
+# the union is 6 x 4, the enclosing box as well; the centres are 2 apart, the diagonal's square is 6^2 + 4^2.
+BY_HAND = {"smooth_l1": 0.45, "l1": 0.5, "iou": 2 / 3, "giou": 2 / 3, "diou": 2 / 3 + 4 / 52, "ciou": 2 / 3 + 4 / 52}
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_box_losses_by_name_compare_the_deltas_or_the_boxes_that_they_make(name):
+    loss = make_box_loss(name, beta=0.1)
+    anchor, box = ANCHORS[0], jnp.array([2.0, 0.0, 6.0, 4.0])
+    assert float(loss(jnp.zeros(4), box, anchor)) == pytest.approx(BY_HAND[name], rel=1e-6)
+    assert float(loss(encode_boxes(box, anchor), box, anchor)) == pytest.approx(0.0, abs=1e-6)
+    # Deltas are in units of the anchor and overlaps have none: both are indifferent to the unit of length.
+    assert float(loss(jnp.zeros(4), 8 * box, 8 * anchor)) == pytest.approx(BY_HAND[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_step_along_the_gradient_brings_the_box_nearer(name):
+    loss = make_box_loss(name)
+    anchor, box = ANCHORS[0], jnp.array([1.0, -1.0, 6.0, 2.0])
+    deltas = jnp.array([0.1, 0.05, -0.2, 0.1])
+    step = deltas - 1e-2 * jax.grad(loss)(deltas, box, anchor)
+    assert float(loss(step, box, anchor)) < float(loss(deltas, box, anchor))
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_neither_deltas_nor_boxes_of_unassigned_anchors_count(name):
+    targets = batch_targets((0, BACKGROUND, IGNORED, BACKGROUND))
+    deltas = jnp.full((1, 4, 4), 0.25)
+
+    def box_loss(deltas, boxes_xyxy):
+        targets_of_boxes = AnchorTargets(labels=targets.labels, boxes_xyxy=boxes_xyxy)
+        return loss_of(jnp.zeros((1, 4, 2)), deltas, targets_of_boxes, box=name).box
+
+    value_and_gradients = jax.jit(jax.value_and_grad(box_loss, (0, 1)))
+    expected, gradients = value_and_gradients(deltas, targets.boxes_xyxy)
+    assert float(expected) > 0
+    for garbage in (np.nan, np.inf, -np.inf, 1e30):
+        wild_boxes = targets.boxes_xyxy.at[:, 1:].set(garbage)
+        value, gradients_of_wild = value_and_gradients(deltas.at[:, 1:].set(garbage), wild_boxes)
+        assert float(value) == float(expected)
+        jax.tree.map(np.testing.assert_array_equal, gradients_of_wild, gradients)
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient[:, 1:], 0.0)
+        assert (np.abs(gradient[0, 0]) > 0).any()
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_box_losses_are_finite_for_wild_deltas_and_keep_float64(name):
+    loss, anchor, box = make_box_loss(name), ANCHORS[0], ANCHORS[1]
+    for size in (1e30, -1e30):
+        value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.full(4, size), box, anchor)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+    with jax.enable_x64(True):
+        assert loss(np.zeros(4), np.float64(box), np.float64(anchor)).dtype == np.float64
+    assert loss(jnp.zeros(4, jnp.bfloat16), box, anchor).dtype == np.float32
 
 
 @pytest.mark.parametrize("normalizer", ["image", "batch"])
@@ -89,7 +156,7 @@ def test_losses_by_name_are_relatives():
 def test_unknown_names_are_errors_that_list_the_known_ones():
     with pytest.raises(ValueError, match="focal, balanced_cross_entropy, cross_entropy"):
         make_classification_loss("hinge")
-    with pytest.raises(ValueError, match="smooth_l1, l1"):
+    with pytest.raises(ValueError, match="smooth_l1, l1, iou, giou, diou, ciou, got 'l2'"):
         make_box_loss("l2")
     with pytest.raises(ValueError, match="image, batch"):
         loss_of(jnp.zeros((1, 4, 2)), jnp.zeros((1, 4, 4)), batch_targets((IGNORED,) * 4), normalizer="none")
