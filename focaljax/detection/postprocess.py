@@ -6,27 +6,29 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from focaljax.detection.boxes import box_area, clip_boxes, decode_boxes
+from focaljax.detection.boxes import clip_boxes, decode_boxes
+from focaljax.detection.nms import Detections, non_maximum_suppression
+from focaljax.detection.soft_nms import gaussian_soft_nms, linear_soft_nms
 
 Array = jax.Array
+
+SUPPRESSIONS = ("hard", "linear", "gaussian")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Detections:
-    """The objects found in one image, padded to D rows, best score first.
+class Candidates:
+    """The boxes of one image from which suppression chooses.
 
     Attributes:
-        boxes_xyxy: float32 `[D, 4]`, corners in pixels.
-        scores: float32 `[D]` in [0, 1]; 0 in padding rows.
-        labels: int32 `[D]`, class 0..K-1; -1 in padding rows.
-        is_detection: bool `[D]`, the row is not padding.
+        boxes_xyxy: float `[M, 4]`, corners in pixels.
+        scores: float `[M]` in [0, 1]; 0 in padding rows, where the box means nothing.
+        labels: int `[M]`, class 0..K-1.
     """
 
     boxes_xyxy: Array
     scores: Array
     labels: Array
-    is_detection: Array
 
 
 def postprocess(
@@ -39,11 +41,13 @@ def postprocess(
     pre_nms_top_k: int = 1000,
     nms_iou: float = 0.5,
     max_detections: int = 100,
+    suppression: str = "hard",
+    soft_sigma: float = 0.5,
 ) -> Detections:
-    """Returns the detections of one image.
+    """Returns the detections of one image: `suppress` of its `candidates`.
 
     On each level the best (anchor, class) pairs above the score threshold are decoded; those of all levels together
-    go through class-wise non-maximum suppression. Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1, 'Inference'.
+    go through class-wise non-maximum suppression.
 
     Args:
         class_logits: for each level `[A_l, K]`.
@@ -52,81 +56,157 @@ def postprocess(
         size: `[2]`, height and width of the image without its padding; boxes are clipped to it.
         score_threshold: a pair needs a higher sigmoid score than this.
         pre_nms_top_k: at most so many pairs of a level are decoded.
-        nms_iou: boxes of one class that overlap a better one by more are dropped.
+        nms_iou: boxes of one class that overlap a better one by more are dropped ('linear': their score is lowered).
         max_detections: D.
+        suppression: one of `SUPPRESSIONS`.
+        soft_sigma: of 'gaussian'.
 
     Returns:
-        `Detections` with D rows.
+        `Detections` with D rows, float32 (float64 where logits and deltas are).
 
     Raises:
-        ValueError: logits, deltas and anchors differ in the number of levels, or of anchors on a level.
-    """
-    _check_levels(class_logits, box_deltas, anchors_xyxy)
-    scores, labels, boxes = [], [], []
-    for logits, deltas, anchors in zip(class_logits, box_deltas, anchors_xyxy, strict=True):
-        num_classes = logits.shape[-1]
-        pair_scores = jax.nn.sigmoid(logits.astype(jnp.float32)).reshape(-1)
-        pair_scores = jnp.where(pair_scores > score_threshold, pair_scores, 0.0)
-        level_scores, pairs = jax.lax.top_k(pair_scores, min(pre_nms_top_k, pair_scores.size))
-        index = pairs // num_classes
-        scores.append(level_scores)
-        labels.append(pairs % num_classes)
-        boxes.append(clip_boxes(decode_boxes(deltas[index].astype(jnp.float32), anchors[index]), size))
-    return non_maximum_suppression(
-        jnp.concatenate(boxes),
-        jnp.concatenate(scores),
-        jnp.concatenate(labels),
-        iou_threshold=nms_iou,
-        max_detections=max_detections,
-    )
+        ValueError: logits, deltas and anchors differ in the number of levels, or of anchors on a level; or a
+            hyperparameter is out of range.
 
-
-def non_maximum_suppression(
-    boxes_xyxy: Array, scores: Array, labels: Array, *, iou_threshold: float = 0.5, max_detections: int = 100
-) -> Detections:
-    """Returns the boxes that no better box of the same class overlaps by more than `iou_threshold`.
-
-    Greedy: the best remaining box (the first of equals) is kept and drops the boxes of its class that overlap it.
-    Exactly `max_detections` such rounds run, each over all boxes, so no matrix of all pairs is made.
-
-    Args:
-        boxes_xyxy: `[M, 4]`, corners in pixels.
-        scores: `[M]`; a row with score 0 is padding.
-        labels: int `[M]`.
-        iou_threshold: in [0, 1].
-        max_detections: D.
-
-    Returns:
-        `Detections` with D rows, best score first.
+    Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1, 'Inference'.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 5.0], [9.0, 9.0, 12.0, 12.0]])
-        >>> kept = non_maximum_suppression(boxes, jnp.array([0.8, 0.9, 0.7]), jnp.zeros(3, int), max_detections=3)
-        >>> print(kept.scores)
-        [0.9 0.7 0. ]
+        >>> anchors = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 5.0]])
+        >>> found = postprocess(
+        ...     [jnp.array([[0.0], [2.0]])], [jnp.zeros((2, 4))], [anchors], jnp.array([8, 8]), max_detections=2
+        ... )
+        >>> print(found.labels, found.boxes_xyxy[0])
+        [ 0 -1] [0. 0. 4. 5.]
     """
-    areas = box_area(boxes_xyxy)
-
-    def keep_best(remaining: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
-        best = jnp.argmax(remaining)
-        score = remaining[best]
-        box = boxes_xyxy[best]
-        sides = jnp.minimum(boxes_xyxy[:, 2:], box[2:]) - jnp.maximum(boxes_xyxy[:, :2], box[:2])
-        intersection = jnp.maximum(sides[:, 0], 0.0) * jnp.maximum(sides[:, 1], 0.0)
-        # Without a division: a box without area overlaps nothing.
-        is_overlapping = intersection > iou_threshold * (areas + areas[best] - intersection)
-        is_dropped = (is_overlapping & (labels == labels[best])).at[best].set(True)
-        return jnp.where(is_dropped, 0.0, remaining), (best, score)
-
-    _, (index, kept_scores) = jax.lax.scan(keep_best, scores, None, length=max_detections)
-    is_detection = kept_scores > 0.0
-    return Detections(
-        boxes_xyxy=jnp.where(is_detection[:, None], boxes_xyxy[index], 0.0),
-        scores=kept_scores,
-        labels=jnp.where(is_detection, labels[index], -1).astype(jnp.int32),
-        is_detection=is_detection,
+    return suppress(
+        candidates(
+            class_logits,
+            box_deltas,
+            anchors_xyxy,
+            size,
+            score_threshold=score_threshold,
+            pre_nms_top_k=pre_nms_top_k,
+        ),
+        nms_iou=nms_iou,
+        max_detections=max_detections,
+        suppression=suppression,
+        soft_sigma=soft_sigma,
     )
+
+
+def candidates(
+    class_logits: Sequence[Array],
+    box_deltas: Sequence[Array],
+    anchors_xyxy: Sequence[Array],
+    size: Array,
+    *,
+    score_threshold: float = 0.05,
+    pre_nms_top_k: int = 1000,
+) -> Candidates:
+    """Returns the best (anchor, class) pairs of each level of one image, decoded.
+
+    Args:
+        class_logits: for each level `[A_l, K]`. NaN is no candidate.
+        box_deltas: for each level `[A_l, 4]`.
+        anchors_xyxy: for each level `[A_l, 4]`, corners in pixels.
+        size: `[2]`, height and width of the image without its padding; boxes are clipped to it.
+        score_threshold: a pair needs a higher sigmoid score than this; at least 0.
+        pre_nms_top_k: at most so many pairs of a level; at least 1. Of equal logits those of lower index.
+
+    Returns:
+        `Candidates`: level by level, and in a level best first, `M = sum over levels of min(pre_nms_top_k, A_l K)`.
+
+    Raises:
+        ValueError: logits, deltas and anchors differ in the number of levels, or of anchors on a level; or a
+            hyperparameter is out of range.
+
+    Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1, 'Inference'.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> logits, deltas = jnp.array([[0.0, -9.0], [2.0, 1.0]]), jnp.zeros((2, 4))
+        >>> anchors = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 5.0]])
+        >>> found = candidates([logits], [deltas], [anchors], jnp.array([8, 8]), pre_nms_top_k=2)
+        >>> print(found.labels)
+        [0 1]
+        >>> print(found.boxes_xyxy)
+        [[0. 0. 4. 5.]
+         [0. 0. 4. 5.]]
+    """
+    _check_levels(class_logits, box_deltas, anchors_xyxy)
+    if not 0.0 <= score_threshold <= 1.0:
+        raise ValueError(f"score_threshold must be in [0, 1], got {score_threshold}")
+    if pre_nms_top_k < 1:
+        raise ValueError(f"pre_nms_top_k must be at least 1, got {pre_nms_top_k}")
+    pair_logits, labels, boxes = [], [], []
+    for logits, deltas, anchors in zip(class_logits, box_deltas, anchors_xyxy, strict=True):
+        deltas, anchors = jnp.asarray(deltas), jnp.asarray(anchors)
+        logits = jnp.asarray(logits)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        anchor, label = _best_pairs(jax.lax.stop_gradient(logits), pre_nms_top_k)
+        pair_logits.append(logits[anchor, label])
+        labels.append(label)
+        boxes.append(clip_boxes(decode_boxes(deltas[anchor], anchors[anchor]), size))
+    scores = jax.nn.sigmoid(jnp.concatenate(pair_logits))
+    return Candidates(
+        boxes_xyxy=jnp.concatenate(boxes),
+        scores=jnp.where(scores > score_threshold, scores, 0.0),
+        labels=jnp.concatenate(labels).astype(jnp.int32),
+    )
+
+
+def suppress(
+    candidates: Candidates,
+    *,
+    nms_iou: float = 0.5,
+    max_detections: int = 100,
+    suppression: str = "hard",
+    soft_sigma: float = 0.5,
+) -> Detections:
+    """Returns the detections of one image: what class-wise suppression leaves of its candidates.
+
+    Args:
+        candidates: of one image, in pixels of one frame.
+        nms_iou: boxes of one class that overlap a better one by more are dropped ('linear': their score is lowered).
+        max_detections: D.
+        suppression: 'hard': `non_maximum_suppression`; 'linear': `linear_soft_nms`; 'gaussian': `gaussian_soft_nms`.
+        soft_sigma: of 'gaussian'.
+
+    Returns:
+        `Detections` with D rows. The soft kinds lower scores, and keep those above the default of their `min_score`.
+
+    Raises:
+        ValueError: `suppression` is unknown, or a hyperparameter is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.0]])
+        >>> found = suppress(Candidates(boxes, jnp.array([0.5, 0.75]), jnp.zeros(2, int)), max_detections=2)
+        >>> print(found.scores)
+        [0.75 0.  ]
+    """
+    boxes_scores_labels = candidates.boxes_xyxy, candidates.scores, candidates.labels
+    if suppression == "hard":
+        return non_maximum_suppression(*boxes_scores_labels, iou_threshold=nms_iou, max_detections=max_detections)
+    if suppression == "linear":
+        return linear_soft_nms(*boxes_scores_labels, iou_threshold=nms_iou, max_detections=max_detections)
+    if suppression == "gaussian":
+        return gaussian_soft_nms(*boxes_scores_labels, sigma=soft_sigma, max_detections=max_detections)
+    raise ValueError(f"suppression must be one of {', '.join(SUPPRESSIONS)}, got {suppression!r}")
+
+
+def _best_pairs(logits: Array, count: int) -> tuple[Array, Array]:
+    """Returns anchor and class of the highest logits, best first, of equals the one of lower index first."""
+    num_anchors, num_classes = logits.shape
+    # top_k takes NaN for the highest, and -0.0 for less than 0.0.
+    logits = jnp.where(jnp.isnan(logits), -jnp.inf, jnp.where(logits == 0.0, 0.0, logits))
+    # No anchor beyond the `count` best has one of the `count` best pairs. To choose those first is exact and halves the
+    # time: the sort, which is most of the work, is of A rather than of A K numbers. In their old order, for the ties.
+    _, anchors = jax.lax.top_k(jnp.max(logits, axis=1, initial=-jnp.inf), min(count, num_anchors))
+    anchors = jnp.sort(anchors)
+    _, pairs = jax.lax.top_k(logits[anchors].reshape(-1), min(count, num_anchors * num_classes))
+    return anchors[pairs // num_classes], pairs % num_classes
 
 
 def _check_levels(class_logits: Sequence[Array], box_deltas: Sequence[Array], anchors_xyxy: Sequence[Array]) -> None:

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from focaljax.detection import Detections, non_maximum_suppression, postprocess, pyramid_anchors
+from focaljax.detection import Candidates, Detections, candidates, postprocess, pyramid_anchors, suppress
 
 detect = jax.jit(postprocess, static_argnames=("score_threshold", "pre_nms_top_k", "nms_iou", "max_detections"))
-nms = jax.jit(non_maximum_suppression, static_argnames=("iou_threshold", "max_detections"))
+find = jax.jit(candidates, static_argnames=("score_threshold", "pre_nms_top_k"))
 
 
 def iou(a, b):
@@ -168,42 +168,84 @@ def test_outputs_that_do_not_fit_the_anchors_are_refused(anchors):
         postprocess(logits, deltas[:1], anchors, np.array([48, 48]))
 
 
-# Non-maximum suppression alone
+@pytest.mark.parametrize(("num_anchors", "num_classes", "count"), [(60, 3, 40), (10, 20, 50), (5, 4, 20)])
+def test_best_pairs_of_a_level_are_those_of_a_stable_sort_of_all(num_anchors, num_classes, count):
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        logits = random.choice(np.float32([-1, -0.0, 0.0, 0.5, np.nan]), size=(num_anchors, num_classes))
+        anchors = np.zeros((num_anchors, 4), np.float32)
+        anchors[:, 2:] = 1 + np.arange(num_anchors)[:, None]  # the box tells the anchor
+        found = find([logits], [np.zeros_like(anchors)], [anchors], np.array([99, 99]), pre_nms_top_k=count)
+        best = np.argsort(-logits.reshape(-1), kind="stable")[:count]  # NaN last
+        best = best[~np.isnan(logits.reshape(-1)[best])]
+        assert len(best) > count / 2
+        np.testing.assert_allclose(found.boxes_xyxy[: len(best), 2], 1 + best // num_classes, rtol=1e-6)
+        np.testing.assert_array_equal(found.labels[: len(best)], best % num_classes)
+        np.testing.assert_array_equal(found.scores[len(best) :], 0)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_suppression_equals_plain_loops_on_crowded_integer_boxes(seed):
-    random = np.random.default_rng(seed)
-    corner = random.integers(0, 8, size=(50, 2))
-    boxes = np.concatenate([corner, corner + random.integers(0, 7, size=(50, 2))], axis=1).astype(np.float32)
-    scores = random.choice(np.float32([0, 0.25, 0.5, 0.75, 1.0]), size=50)
-    labels = random.integers(0, 2, size=50)
-    expected = greedy([row for row in zip(scores, labels, boxes, strict=True) if row[0] > 0], 0.5, 20)
-    assert_equals(nms(boxes, scores, labels, max_detections=20), expected)
+def test_suppression_of_candidates_is_the_whole(run, anchors):
+    logits, deltas = ([x[0] for x in field] for field in outputs(anchors, "crowded"))
+    whole = detect(logits, deltas, anchors, np.array(IMAGE_SIZE), **OPTIONS)
+    found = find(logits, deltas, anchors, np.array(IMAGE_SIZE), score_threshold=0.3, pre_nms_top_k=60)
+    assert found.scores.shape == (120,)
+    parts = suppress(found, nms_iou=0.5, max_detections=40)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
-def test_only_boxes_of_the_same_class_suppress_each_other():
-    boxes = np.float32([[0, 0, 4, 4]] * 3)
-    kept = nms(boxes, np.float32([0.5, 0.9, 0.7]), np.array([0, 0, 1]), max_detections=3)
-    np.testing.assert_array_equal(kept.labels, [0, 1, -1])
-    np.testing.assert_allclose(kept.scores, [0.9, 0.7, 0])
+def test_kind_of_suppression_is_chosen_by_name():
+    boxes, scores = np.float32([[0, 0, 4, 4], [0, 0, 4, 3]]), np.float32([0.8, 0.5])  # IoU 0.75
+    found = Candidates(jax.numpy.asarray(boxes), jax.numpy.asarray(scores), jax.numpy.zeros(2, int))
+    for kind, second in (("hard", 0), ("linear", 0.5 * 0.25), ("gaussian", 0.5 * np.exp(-(0.75**2) / 0.2))):
+        kept = suppress(found, max_detections=2, suppression=kind, soft_sigma=0.2)
+        np.testing.assert_allclose(kept.scores, [0.8, second], rtol=1e-6)
+    assert suppress(found, max_detections=2, nms_iou=0.8).is_detection.all()
+    np.testing.assert_allclose(suppress(found, max_detections=2, suppression="linear", nms_iou=0.8).scores, scores)
+    with pytest.raises(ValueError, match="suppression must be one of hard, linear, gaussian, got 'soft'"):
+        suppress(found, suppression="soft")
 
 
-def test_overlap_of_exactly_the_threshold_is_kept():
-    boxes = np.float32([[0, 0, 4, 4], [0, 0, 4, 2]])  # IoU 8 / 16
-    scores, labels = np.float32([0.9, 0.8]), np.zeros(2, int)
-    assert nms(boxes, scores, labels, iou_threshold=0.5, max_detections=2).is_detection.sum() == 2
-    assert nms(boxes, scores, labels, iou_threshold=0.499, max_detections=2).is_detection.sum() == 1
+def test_float64_outputs_give_float64_detections():
+    with jax.enable_x64(True):
+        logits, deltas = [np.array([[0.1], [2.0]])], [np.array([[0.1, 0.2, 0.3, 0.4]] * 2)]
+        anchors = [np.float32([[0, 0, 4, 4], [20, 20, 30, 40]])]
+        found = postprocess(logits, deltas, anchors, np.array([60, 60]), max_detections=2)
+        assert (found.boxes_xyxy.dtype, found.scores.dtype, found.labels.dtype) == (np.float64, np.float64, np.int32)
+        np.testing.assert_allclose(found.scores, [1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(-0.1))], rtol=1e-14)
+        # Center (25 + 0.1 * 10, 30 + 0.2 * 20), sides (10 e^0.3, 20 e^0.4).
+        half = np.array([5 * np.exp(0.3), 10 * np.exp(0.4)])
+        np.testing.assert_allclose(found.boxes_xyxy[0], np.concatenate([[26, 34] - half, [26, 34] + half]), rtol=1e-14)
 
 
-def test_a_suppressed_box_suppresses_nothing():
-    # The second overlaps the first and the third; the first and third do not overlap enough.
-    boxes = np.float32([[0, 0, 10, 1], [3, 0, 13, 1], [6, 0, 16, 1]])
-    kept = nms(boxes, np.float32([0.9, 0.8, 0.7]), np.zeros(3, int), max_detections=3)
-    np.testing.assert_allclose(kept.scores, [0.9, 0.7, 0])
+def test_gradient_reaches_the_outputs_behind_a_detection_only():
+    logits = [jax.numpy.array([[0.0, -5.0], [2.0, 1.0]])]
+    deltas, anchors = [jax.numpy.zeros((2, 4))], [jax.numpy.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 5.0]])]
+
+    def total(logits, deltas):
+        found = postprocess(logits, deltas, anchors, np.array([16, 16]), max_detections=3)
+        return found.scores.sum() + found.boxes_xyxy[:, 2].sum()
+
+    by_logits, by_deltas = jax.jit(jax.grad(total, argnums=(0, 1)))(logits, deltas)
+    # The first anchor's class 0 is dropped by the second's, its class 1 is below the threshold.
+    s = 1 / (1 + np.exp([-2.0, -1.0]))
+    np.testing.assert_allclose(by_logits[0], [[0, 0], s * (1 - s)], rtol=1e-5)
+    # x2 = x + w / 2: 4 pixels for dx and 2 for dw, for each of two detections.
+    np.testing.assert_allclose(by_deltas[0], [[0, 0, 0, 0], [8, 0, 4, 0]], rtol=1e-6)
 
 
-def test_fewer_rows_than_boxes_keep_the_best():
-    boxes = np.float32([[10 * i, 0, 10 * i + 4, 4] for i in range(5)])
-    kept = nms(boxes, np.float32([0.1, 0.5, 0.3, 0.4, 0.2]), np.arange(5), max_detections=2)
-    np.testing.assert_array_equal(kept.labels, [1, 3])
+def test_outputs_of_any_size_give_finite_detections():
+    logits = [np.float32([[1e30], [-1e30], [3e4]])]
+    deltas = [np.float32([[1e30, -1e30, 1e30, -1e30], [0, 0, 0, 0], [0, 0, 1e30, 1e30]])]
+    found = detect(logits, deltas, [np.float32([[0, 0, 8, 8]] * 3)], np.array([16, 16]), max_detections=3)
+    assert all(np.isfinite(field).all() for field in (found.boxes_xyxy, found.scores))
+    np.testing.assert_array_equal(found.is_detection, [True, True, False])
+    np.testing.assert_allclose(found.boxes_xyxy[:2], [[16, 0, 16, 0], [0, 0, 16, 16]])
+
+
+def test_hyperparameters_out_of_range_are_refused():
+    level = [np.zeros((1, 1), np.float32)], [np.zeros((1, 4), np.float32)], [np.zeros((1, 4), np.float32)], np.ones(2)
+    for name, value in (("score_threshold", 1.5), ("pre_nms_top_k", 0), ("max_detections", 0)):
+        with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
+            postprocess(*level, **{name: value})
+    with pytest.raises(ValueError, match="iou_threshold must be in"):
+        postprocess(*level, nms_iou=-0.1)
