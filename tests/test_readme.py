@@ -1,5 +1,6 @@
 """What the README and the docs show is true: Python runs, named files exist, commands name known settings."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -7,17 +8,29 @@ import numpy as np
 
 from focaljax import losses
 from focaljax.cli.config import load_config
+from focaljax.evaluation.drawing import write_image
+from focaljax.models.variants import VARIANTS
+from focaljax.models.weight_files import write_weights
+from tests import small_detectors
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_python_of_the_readme_runs():
+def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    # The files that its examples read: a small torchvision v1, and two photographs.
+    monkeypatch.chdir(tmp_path)
+    small = dataclasses.replace(VARIANTS["torchvision_v1"], preprocessing=small_detectors.SMALL)
+    monkeypatch.setitem(VARIANTS, "torchvision_v1", small)
+    write_weights("retinanet.safetensors", small_detectors.state_dict())
+    for name, image in zip("ab", small_detectors.images((48, 60), (70, 40)), strict=True):
+        write_image(f"{name}.jpg", image)
     namespace: dict = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     for block in blocks:
         exec(block, namespace)
+    assert capsys.readouterr().out.count("[[") == 2
     # 80 logits of 0 for 1000 anchors, of which one is assigned: 79999 outputs at (1 - alpha) ln 2 / 4, one at alpha.
     expected = np.log(2.0) / 4 * (0.75 * 79_999 + 0.25)
     np.testing.assert_allclose(namespace["image_loss"], expected, rtol=1e-5)

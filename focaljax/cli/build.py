@@ -16,17 +16,18 @@ import rich.progress
 from ml_collections import ConfigDict
 
 from focaljax.cli.main import UsageError
+from focaljax.cli.prediction import anchor_settings, compiled_predict_step, pixel_settings
 from focaljax.data import pipeline
 from focaljax.data.example import Source
 from focaljax.data.subset import FirstImages
 from focaljax.data.transforms import Augmentation
-from focaljax.detection import Detections
+from focaljax.models.resnet import frozen_parameters
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
 from focaljax.training.optimizer import make_optimizer, make_schedule
 from focaljax.training.state import TrainState, create_state
-from focaljax.training.step import PREDICT_KEYS, make_predict_step, make_train_step
+from focaljax.training.step import make_train_step
 
 SPLITS = ("train", "val", "test")
 
@@ -146,19 +147,6 @@ def training_batches(config: ConfigDict, source: Source, start_step: int) -> Ite
     )
 
 
-def evaluation_batches(config: ConfigDict, source: Source) -> Iterator[pipeline.Batch]:
-    """Returns this host's share of the batches that hold every image of the source once."""
-    height, width = config.data.image_size
-    return pipeline.evaluation_batches(
-        source,
-        batch_size=config.eval.batch_size,
-        height=height,
-        width=width,
-        num_threads=config.data.num_threads or None,
-        shard=(jax.process_index(), jax.process_count()),
-    )
-
-
 def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
     """Returns the model that the config describes."""
     model = config.model
@@ -167,6 +155,9 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
         anchors_per_position=len(config.anchors.scales) * len(config.anchors.ratios),
         backbone=model.backbone,
         norm=model.norm,
+        norm_epsilon=model.norm_epsilon,
+        stride_in_1x1=model.stride_in_1x1,
+        freeze_at=model.freeze_at,
         levels=tuple(model.levels),
         fpn_channels=model.fpn_channels,
         p6_from=model.p6_from,
@@ -191,8 +182,18 @@ def make_optimizer_and_schedule(config: ConfigDict) -> tuple[optax.GradientTrans
         milestones=optim.milestones,
         decay=optim.decay,
     )
+    as_kernels = {-1.0: optim.weight_decay}
+    freeze_at = config.model.freeze_at
     optimizer = make_optimizer(
-        optim.name, schedule, momentum=optim.momentum, weight_decay=optim.weight_decay, clip_norm=optim.clip_norm
+        optim.name,
+        schedule,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        norm_weight_decay=as_kernels.get(optim.norm_weight_decay, optim.norm_weight_decay),
+        bias_weight_decay=as_kernels.get(optim.bias_weight_decay, optim.bias_weight_decay),
+        clip_norm=optim.clip_norm,
+        # None rather than nothing frozen: the state keeps the structure that it has in older checkpoints.
+        is_frozen=functools.partial(frozen_parameters, freeze_at=freeze_at) if freeze_at else None,
     )
     return optimizer, schedule
 
@@ -235,34 +236,13 @@ def compiled_train_step(
         loss=loss,
         anchors=anchor_settings(config),
         matching=dict(config.matching),
+        pixels=pixel_settings(config),
         ema_decay=config.optim.ema_decay,
     )
     replicated = meshes.replicated(mesh)
     return jax.jit(
         step, in_shardings=(replicated, meshes.split_batch(mesh)), out_shardings=replicated, donate_argnums=0
     )
-
-
-def compiled_predict_step(
-    config: ConfigDict, model: RetinaNet, mesh: jax.sharding.Mesh
-) -> Callable[[Any, Any], Detections]:
-    """Returns the prediction step, compiled at its first call for each image size."""
-    thresholds = {key: config.eval[key] for key in ("score_threshold", "pre_nms_top_k", "nms_iou", "max_detections")}
-    step = make_predict_step(model, anchors=anchor_settings(config), thresholds=thresholds)
-    split = meshes.split_batch(mesh)
-    return jax.jit(step, in_shardings=(meshes.replicated(mesh), split), out_shardings=split)
-
-
-def anchor_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `pyramid_anchors` besides the image size."""
-    return {"levels": tuple(config.model.levels), **{key: tuple(value) for key, value in config.anchors.items()}}
-
-
-def put_evaluation_batches(
-    batches: Iterator[pipeline.Batch], mesh: jax.sharding.Mesh
-) -> Iterator[tuple[Any, dict[str, jax.Array]]]:
-    """Yields evaluation batches on the host and on the devices."""
-    return meshes.put_batches(batches, mesh, PREDICT_KEYS)
 
 
 def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -276,6 +256,11 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             size = config.data[name]
             if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
                 raise ValueError(f"data.{name} must be (height, width) in whole pixels, got {size}")
+        for name in ("pixel_mean", "pixel_std"):
+            if len(config.data[name]) != 3 or (name == "pixel_std" and min(config.data[name]) <= 0):
+                raise ValueError(
+                    f"data.{name} must be three numbers in 0..255, of std above 0, got {config.data[name]}"
+                )
         for setting in ("optim.steps", "log.every", "eval.batch_size"):
             group, key = setting.split(".")
             if config[group][key] < 1:
@@ -289,7 +274,7 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         state = jax.eval_shape(initial_state(config, model, optimizer, mesh))
         jax.eval_shape(step, state, _example_batch(config))
         jax.eval_shape(
-            compiled_predict_step(config, model, mesh), state.variables(), _example_batch(config, PREDICT_KEYS)
+            compiled_predict_step(config, model, mesh), state.variables(), _example_batch(config, ("image", "size"))
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"config: {error}") from None

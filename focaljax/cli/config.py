@@ -16,6 +16,8 @@ from focaljax.cli.main import UsageError, nearest
 # What may differ when a run goes on: how it is watched, not what is trained.
 FREE_ON_RESUME = ("log", "eval", "checkpoint", "data.num_threads")
 
+_VARIANT_FLAG, _APPLIED = "--config.model.variant=", "_applied_variant"
+
 
 def default_config() -> ConfigDict:
     """Returns every setting with its default; a config file changes what it needs.
@@ -48,6 +50,9 @@ def default_config() -> ConfigDict:
             "seed": 0,
         }
     )
+    data.pixel_mean = (123.675, 116.28, 103.53)  # subtracted, in 0..255, for the channels in `channel_order`
+    data.pixel_std = (58.395, 57.12, 57.375)  # divides
+    data.channel_order = "rgb"  # in which the network takes the channels; or 'bgr'
     data.image_size = (600, 600)  # height, width: images are resized to fit and padded
     data.max_boxes = 0  # rows for the boxes of an image; 0: as many as the fullest training image has
     data.num_threads = 0  # that read images; 0: as many as there are cores
@@ -62,9 +67,17 @@ def default_config() -> ConfigDict:
     augment.saturation = 0.0
     augment.hue = 0.0  # 0.1: up to 0.1 of a turn
 
+    # A new run starts with the weights in this file instead of random ones: a detector or a backbone of torchvision,
+    # detectron2 or focaljax (.safetensors, .npz, .pth, .pkl), relative to the working directory; '': none.
+    config.init = ConfigDict({"weights": ""})
+
     model = config.model = ConfigDict()
+    model.variant = ""  # the published RetinaNet that these settings started from, see `apply_variant`
     model.backbone = "resnet50"
     model.norm = "batch_norm"  # or 'frozen_batch_norm', 'group_norm'
+    model.norm_epsilon = 1e-5  # added to the variance
+    model.stride_in_1x1 = False  # of a stage's first block; detectron2's is there, others' in its 3x3
+    model.freeze_at = 0  # parts of the backbone that stay as they are: 1: stem, 2: and first stage, ... 5: all
     model.levels = (3, 4, 5, 6, 7)
     model.fpn_channels = 256
     model.p6_from = "c5"  # or 'p5'
@@ -76,6 +89,7 @@ def default_config() -> ConfigDict:
     model.dtype = "float32"  # of the activations; or 'bfloat16'
 
     anchors = config.anchors = ConfigDict()
+    anchors.layout = "centered"  # or 'torchvision': whole pixels, ratio by ratio
     anchors.sizes = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, one a level
     anchors.scales = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     anchors.ratios = (0.5, 1.0, 2.0)  # height / width
@@ -84,12 +98,13 @@ def default_config() -> ConfigDict:
     matching.positive_iou = 0.5
     matching.negative_iou = 0.4
     matching.low_quality = True
+    matching.low_quality_at_zero = False  # torchvision's fault, for equality with it only
 
     loss = config.loss = ConfigDict()
     loss.classification = "focal"  # or 'balanced_cross_entropy', 'cross_entropy'
     loss.alpha = 0.25
     loss.gamma = 2.0
-    loss.box = "smooth_l1"  # or 'l1'
+    loss.box = "smooth_l1"  # or 'l1'; of the decoded box: 'iou', 'giou', 'diou', 'ciou'
     loss.beta = 0.1  # of smooth L1
     loss.box_weight = 1.0
     loss.normalizer = "image"  # anchors assigned on each image, or on the whole 'batch'
@@ -105,7 +120,9 @@ def default_config() -> ConfigDict:
     optim.warmup_steps = 500
     optim.warmup_factor = 1e-3
     optim.momentum = 0.9
-    optim.weight_decay = 1e-4
+    optim.weight_decay = 1e-4  # of convolution kernels
+    optim.norm_weight_decay = 0.0  # of normalisations' scales and biases; -1: as weight_decay
+    optim.bias_weight_decay = 0.0  # of convolutions' biases; -1: as weight_decay
     optim.clip_norm = 0.0  # 0: not clipped
     optim.ema_decay = 0.0  # of the averaged weights that are evaluated; 0: none
 
@@ -120,11 +137,47 @@ def default_config() -> ConfigDict:
     evaluation.pre_nms_top_k = 1000
     evaluation.nms_iou = 0.5
     evaluation.max_detections = 100
+    # Test-time augmentation: what is found in all views of an image goes through one non-maximum suppression.
+    evaluation.tta_flip = False  # also look at the mirrored image
+    evaluation.tta_scales = (1.0,)  # factors on data.image_size; such as (0.8, 1.0, 1.2)
 
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.every = 1000  # steps
     checkpoint.keep = 2
     return config
+
+
+def apply_variant(config: ConfigDict, name: str) -> None:
+    """Sets everything in which a published RetinaNet differs from others; what is set after it wins.
+
+    That is the model, its anchors, matching, loss, thresholds of the detections, and the pixels' mean, deviation and
+    order. Data, image size, optimiser and schedule stay as they are.
+
+    Args:
+        config: changed in place.
+        name: in `focaljax.models.variants.VARIANTS`, such as 'torchvision_v2'.
+
+    Raises:
+        UsageError: the name is unknown.
+    """
+    from focaljax.models.variants import VARIANTS
+
+    if name not in VARIANTS:
+        raise UsageError(f"unknown variant {name!r}{nearest(name, list(VARIANTS))}: one of {', '.join(VARIANTS)}")
+    variant = VARIANTS[name]
+    pixels = ("pixel_mean", "pixel_std", "channel_order")
+    groups = {
+        "model": {**variant.model, "head_norm": variant.model["head_norm"] or "", "variant": name},
+        "anchors": variant.anchors,
+        "matching": variant.matching,
+        "loss": variant.loss,
+        "eval": variant.thresholds,
+        "data": {key: getattr(variant.preprocessing, key) for key in pixels},
+    }
+    for group, settings in groups.items():
+        config[group].update(settings)
+    # Beside the settings, not one of them: it tells a variant that was applied from a name that was only written down.
+    object.__setattr__(config, _APPLIED, name)
 
 
 def parse_flags(arguments: Sequence[str], flag_values: flags.FlagValues) -> list[str]:
@@ -171,6 +224,8 @@ def split_config_flags(arguments: Sequence[str]) -> tuple[list[str], Sequence[st
 def load_config(config_arguments: Sequence[str]) -> ConfigDict:
     """Returns the config that `--config=FILE` and its overrides name.
 
+    A variant among the overrides is applied first, wherever it stands, so that the others change its settings.
+
     Args:
         config_arguments: as `split_config_flags` gives them.
 
@@ -181,7 +236,11 @@ def load_config(config_arguments: Sequence[str]) -> ConfigDict:
     if len(paths) != 1:
         raise UsageError(f"one --config=FILE is needed, such as --config=configs/shapes.py; got {len(paths)}")
     overrides = [argument for argument in config_arguments if not argument.startswith("--config=")]
-    return override_config(_load_config_file(paths[0]), overrides)
+    config = _load_config_file(paths[0])
+    for override in overrides:
+        if override.startswith(_VARIANT_FLAG):
+            apply_variant(config, override.removeprefix(_VARIANT_FLAG))
+    return override_config(config, [override for override in overrides if not override.startswith(_VARIANT_FLAG)])
 
 
 def override_config(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -235,7 +294,8 @@ def load_saved_config(workdir: pathlib.Path) -> ConfigDict:
         saved = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from None
-    return ConfigDict(_lists_to_tuples(saved))
+    # A run of an older version lacks newer settings, whose defaults are what it did.
+    return ConfigDict(_over(default_config().to_dict(), _lists_to_tuples(saved)))
 
 
 def differences(saved: ConfigDict, new: ConfigDict) -> list[str]:
@@ -271,6 +331,12 @@ def _load_config_file(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UsageError(f"config file {path}: get_config() must return a ConfigDict, got {type(config).__name__}")
     _check_known(path, config)
+    variant = dict(flatten(config)).get("model.variant", "")
+    if variant != vars(config).get(_APPLIED, ""):
+        raise UsageError(
+            f"config file {path} names model.variant without its settings: write apply_variant(config, {variant!r}), "
+            "for the config that it returns, before the settings that differ"
+        )
     return config
 
 
@@ -310,6 +376,16 @@ def _nearest_setting(key: str, settings: dict[str, Any]) -> str:
     if last in by_name:
         return f" (did you mean {by_name[last]!r}?)"
     return nearest(key, settings)
+
+
+def _over(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings, and where they lack some, the defaults."""
+    groups = {
+        key: _over(value, settings[key])
+        for key, value in defaults.items()
+        if isinstance(value, dict) and isinstance(settings.get(key), dict)
+    }
+    return {**defaults, **settings, **groups}
 
 
 def _lists_to_tuples(value: Any) -> Any:

@@ -6,7 +6,8 @@ Usage: focaljax convert SRC DST [--to NAMES] [--norm NORM] [--force]
                 classification ResNets), detectron2 or focaljax; or the --workdir of a run of `focaljax train`, of
                 which the latest checkpoint is used (the averaged weights, if it has them)
   DST           the file to write: .safetensors, .npz, .pth or .pt
-  --to NAMES    focaljax or torchvision (default: focaljax; from a file with focaljax's names: torchvision)
+  --to NAMES    focaljax or torchvision (default: torchvision from a file of torchvision or of focaljax; focaljax from a
+                run or from detectron2)
   --norm NORM   batch_norm or frozen_batch_norm: the normalisation of the model that SRC is for (default: batch_norm if
                 the file counts batches, as torch's trained layers do)
   --force       overwrite DST
@@ -80,7 +81,8 @@ def _convert(source: pathlib.Path, destination: pathlib.Path, to: str | None, no
     weights = _weights_of_run(source, to, norm) if source.is_dir() else _weights_of_file(source, norm)
     _say_what_is_mapped(weights)
     if to is None:
-        to = "torchvision" if weights.source == "focaljax" and not source.is_dir() else "focaljax"
+        # torchvision's names stay: they tell `predict` which detector it has before it.
+        to = "focaljax" if source.is_dir() or weights.source == "detectron2" else "torchvision"
     state_dict = _renamed(weights, to)
     size = write_weights(destination, state_dict, overwrite=True)
     say(f"wrote {destination}: {len(state_dict)} arrays under the names of {to}, {size / 1e6:.1f} MB")

@@ -5,7 +5,8 @@ Usage: focaljax evaluate --workdir DIR [--split SPLIT] [--sheets N] [--config.KE
   --workdir DIR         of a run of `focaljax train`; its latest checkpoint is used
   --split SPLIT         train, val or test (default: the config's eval.split)
   --sheets N            how many images to draw, detections beside ground truth (default 24; 0: none)
-  --config.KEY=VALUE    overrides a setting of the groups `eval` and `data`, e.g. --config.eval.nms_iou=0.6
+  --config.KEY=VALUE    overrides a setting of the groups `eval` and `data`, e.g. --config.eval.nms_iou=0.6, or
+                        --config.eval.tta_flip=true --config.eval.tta_scales='(0.8, 1.0, 1.2)' for more views an image
 
 Prints COCO's 12 numbers and AP per class; writes to DIR evaluation_SPLIT.json, detections_SPLIT.json (a COCO
 results file) and sheets_SPLIT/.
@@ -14,6 +15,7 @@ Example:
   focaljax evaluate --workdir runs/shapes --split test
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,13 +25,15 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict
 
-from focaljax.cli import build
+from focaljax.cli import build, prediction
 from focaljax.cli.build import say
 from focaljax.cli.config import load_saved_config, override_config, parse_flags, split_config_flags
 from focaljax.cli.console import track
 from focaljax.cli.main import UsageError
 from focaljax.data.example import Source
+from focaljax.data.views import fixed_size_view
 from focaljax.detection import Detections
+from focaljax.detector import Detector
 from focaljax.evaluation.coco_metrics import (
     CocoMetrics,
     evaluate_detections,
@@ -39,7 +43,9 @@ from focaljax.evaluation.coco_metrics import (
 )
 from focaljax.evaluation.detections import ImageDetections, to_coco_results
 from focaljax.evaluation.drawing import comparison_sheet, write_image
+from focaljax.evaluation.inference import TestTimeAugmentation
 from focaljax.evaluation.prediction import predict_batches
+from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
 
@@ -84,7 +90,7 @@ def evaluate_split(
 ) -> CocoMetrics:
     """Predicts a whole split, writes its results files to the workdir and returns the metrics."""
     variables = jax.device_put(variables, meshes.replicated(mesh))
-    batches = build.put_evaluation_batches(build.evaluation_batches(config, source), mesh)
+    batches = prediction.put_evaluation_batches(prediction.evaluation_batches(config, source), mesh)
     images = predict_batches(lambda batch: predict_step(variables, batch), batches)
     detections = list(track(images, f"evaluating {split}", len(source)))
     results = to_coco_results(detections, source.category_ids)
@@ -108,7 +114,12 @@ def saved_run(workdir: str, overrides: Sequence[str]) -> tuple[ConfigDict, pathl
         key = override.partition("=")[0].removeprefix("--config.")
         if override.startswith("--config=") or key.split(".")[0] not in ("eval", "data"):
             raise UsageError(f"{override}: only settings of the groups eval and data can differ from the run's own")
-    return override_config(load_saved_config(pathlib.Path(workdir)), overrides), pathlib.Path(workdir)
+    config = override_config(load_saved_config(pathlib.Path(workdir)), overrides)
+    try:
+        prediction.make_tta(config)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--config.eval.tta_scales: {error}") from None
+    return config, pathlib.Path(workdir)
 
 
 def load_detector(
@@ -116,6 +127,43 @@ def load_detector(
 ) -> tuple[int, Any, Callable[[Any, Any], Detections]]:
     """Returns the step of a run's latest checkpoint, its variables for evaluation and the compiled prediction step."""
     model = build.make_model(config, num_classes)
+    step, variables = _restored(config, workdir, model, mesh)
+    return step, variables, prediction.compiled_predict_step(config, model, mesh)
+
+
+def run_detector(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    tta: TestTimeAugmentation | None = None,
+    batch_size: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Detector:
+    """Returns the detector of a run at its latest checkpoint; tta None: as the config says."""
+    classes = build.load_classes(workdir)
+    model = build.make_model(config, len(classes.names))
+    step, variables = _restored(config, workdir, model, meshes.make_mesh(jax.devices()[:1]) if mesh is None else mesh)
+    height, width = config.data.image_size
+    return Detector(
+        model,
+        variables,
+        make_view=functools.partial(fixed_size_view, height=height, width=width),
+        anchors=prediction.anchor_settings(config),
+        thresholds=prediction.threshold_settings(config),
+        pixels=prediction.pixel_settings(config),
+        class_names=classes.names,
+        category_ids=classes.category_ids,
+        tta=prediction.make_tta(config) if tta is None else tta,
+        batch_size=batch_size,
+        mesh=mesh,
+        description=f"step {step} of {workdir}, {config.model.backbone}, {len(classes.names)} classes",
+    )
+
+
+def _restored(
+    config: ConfigDict, workdir: pathlib.Path, model: RetinaNet, mesh: jax.sharding.Mesh
+) -> tuple[int, dict[str, Any]]:
+    """Returns the step of a run's latest checkpoint and its variables for evaluation."""
     optimizer, _ = build.make_optimizer_and_schedule(config)
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=meshes.replicated(mesh)),
@@ -123,7 +171,7 @@ def load_detector(
     )
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step, state = checkpoints.restore_latest(abstract)
-    return step, state.evaluation_variables(), build.compiled_predict_step(config, model, mesh)
+    return step, state.evaluation_variables()
 
 
 def _write_sheets(folder: pathlib.Path, source: Source, detections: Sequence[ImageDetections], count: int) -> None:

@@ -10,6 +10,7 @@ VERBS = {
     "train": "train a detector from a config",
     "evaluate": "COCO metrics of a trained detector",
     "predict": "draw what a trained detector sees in images",
+    "convert": "weights of torchvision, detectron2 or a run, read and written under other names",
     "samples": "write images of a data set as files, with a COCO annotation file",
 }
 

@@ -1,81 +1,94 @@
 """focaljax predict: draw what a trained detector sees in images.
 
-Usage: focaljax predict --workdir DIR --out DIR [--min_score S] [--config.KEY=VALUE ...] IMAGE...
+Usage: focaljax predict (--weights FILE | --workdir DIR) --out DIR [FLAGS] IMAGE...
 
-  --workdir DIR         of a run of `focaljax train`; its latest checkpoint is used
-  --out DIR             where the pictures and predictions.json go
-  --min_score S         detections below are neither drawn nor written (default 0.3)
-  --config.KEY=VALUE    overrides a setting of the group `eval`, e.g. --config.eval.max_detections=20
-  IMAGE                 files, or folders of images
+  --weights FILE        a RetinaNet of torchvision or detectron2, or of `focaljax convert`: .safetensors, .npz, .pkl,
+                        or .pth (needs torch)
+  --workdir DIR         or of a run of `focaljax train`; its latest checkpoint is used
+  --out DIR             where the pictures and the JSON files go
+  --min_score S         detections below are neither drawn nor written to predictions.json (default 0.3)
+  --batch_size B        images of one shape that go through the network together (default: 1 on CPUs, 8 a device else)
+  --flip                look at each image mirrored too
+  --scales S,S,...      look at each image at these factors of its usual size, such as 0.8,1,1.2
+  --variant NAME        with --weights: the published detector they are of, where names and shapes do not tell
+  --norm_epsilon E      with --weights: of the backbone's normalisation; 1e-5 for a torchvision v1 of your own
+  --classes FILE        with --weights: the names of the classes, as a JSON list or one a line
+  --config.KEY=VALUE    with --workdir: overrides a setting of the group `eval`, e.g. --config.eval.max_detections=20
+  IMAGE                 files, folders of images, or patterns in quotes such as 'photos/**/*.jpg'
 
-predictions.json is a list with, for each image, `file_name`, `width`, `height` and `detections`: `label` (the class
-name), `score`, and `box` as [x1, y1, x2, y2] in pixels of the image.
+Writes, besides a picture of each image:
+  predictions.json      a list with, for each image, `file_name`, `image_id`, `width`, `height` and `detections`:
+                        `label` (the class name), `score`, and `box` as [x1, y1, x2, y2] in pixels of the image
+  coco_results.json     every detection, whatever --min_score, in COCO's form of results
+  coco_images.json      the `images` and `categories` that those refer to, in COCO's form of annotations
+An image's id is the number that its file is named by (000000000139.jpg, COCO_val2014_000000000139.jpg) if all the
+files are so named, each by another number; else its place among the images, from 1.
 
 Example:
-  focaljax predict --workdir runs/shapes --out runs/shapes/predictions photo.jpg more_photos/
+  focaljax predict --weights retinanet_resnet50_fpn_coco.safetensors --out seen photo.jpg more_photos/
 """
 
+import glob
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from focaljax.cli import build
 from focaljax.cli.build import say
 from focaljax.cli.config import parse_flags, split_config_flags
 from focaljax.cli.console import track
-from focaljax.cli.evaluate import load_detector, saved_run
-from focaljax.cli.main import UsageError
+from focaljax.cli.evaluate import run_detector, saved_run
+from focaljax.cli.main import UsageError, nearest
 from focaljax.data.example import UnreadableImageError
 from focaljax.data.images import decode_upright_image
-from focaljax.data.transforms import resize_and_pad
-from focaljax.evaluation.detections import ImageDetections
+from focaljax.detector import Detector
+from focaljax.evaluation.coco_metrics import write_coco_results
+from focaljax.evaluation.detections import ImageDetections, to_coco_results
 from focaljax.evaluation.drawing import draw_detections, write_image
-from focaljax.evaluation.prediction import predict_batches
+from focaljax.evaluation.inference import TestTimeAugmentation
+from focaljax.models.variants import VARIANTS
 from focaljax.training import mesh as meshes
-from focaljax.training.step import PREDICT_KEYS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+_ONLY_WITH_WEIGHTS = ("variant", "norm_epsilon", "classes")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code: 1 if some image could not be read."""
     overrides, others = split_config_flags(arguments)
-    flag_values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "of a run of `focaljax train`", flag_values=flag_values)
-    flags.DEFINE_string("out", "", "where the pictures go", flag_values=flag_values)
-    flags.DEFINE_float("min_score", 0.3, "lowest score", lower_bound=0.0, upper_bound=1.0, flag_values=flag_values)
+    flag_values = _flags()
     names = parse_flags(others, flag_values)
-    config, workdir = saved_run(flag_values.workdir, overrides)
+    load = _detector(flag_values, overrides)
     if not flag_values.out:
         raise UsageError("--out=DIR is needed: the folder for the pictures")
     files = find_images(names)
-    classes = build.load_classes(workdir)
-    mesh = meshes.make_mesh()
+    detector = load()
     out = pathlib.Path(flag_values.out)
     out.mkdir(parents=True, exist_ok=True)
-    step, variables, predict_step = load_detector(config, workdir, len(classes.names), mesh)
-    say(f"predicting with step {step} of {workdir}")
+    say(f"predicting with {detector.description}")
 
+    image_ids = image_ids_of(files)
     images: dict[int, np.ndarray] = {}
     failures: list[str] = []
-    batches = _batches(files, config.data.image_size, mesh.size, images, failures)
-    on_devices = meshes.put_batches(batches, mesh, PREDICT_KEYS)
-    found = predict_batches(lambda batch: predict_step(variables, batch), on_devices)
-    records = []
-    for detections in track(found, "predicting", len(files)):
+    found: dict[int, ImageDetections] = {}
+    records = {}
+    stream = detector.stream(_read(files, images, failures))
+    for detections in track(stream, "predicting", len(files)):
         index = detections.image_id
         image, kept = images.pop(index), detections.above(flag_values.min_score)
-        picture = draw_detections(image, kept.boxes_xyxy, kept.labels, kept.scores, classes.names)
+        picture = draw_detections(image, kept.boxes_xyxy, kept.labels, kept.scores, detector.class_names)
         write_image(out / _picture_name(files, index), picture)
-        records.append(_record(files[index], image, kept, classes.names))
-    (out / "predictions.json").write_text(json.dumps(records, indent=2) + "\n")
-    total = sum(len(record["detections"]) for record in records)
+        found[index] = detections
+        records[index] = _record(files[index], image_ids[index], image, kept, detector.class_names)
+    _write_json_files(out, [records[i] for i in sorted(records)], [found[i] for i in sorted(found)], detector)
+    total = sum(len(record["detections"]) for record in records.values())
     say(
-        f"wrote {len(records)} pictures and predictions.json to {out}: "
+        f"wrote {len(records)} pictures, predictions.json and coco_results.json to {out}: "
         f"{total} objects with score >= {flag_values.min_score:g}"
     )
     for failure in failures:
@@ -84,67 +97,157 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def find_images(names: Sequence[str]) -> list[pathlib.Path]:
-    """Returns the image files that the arguments name; a folder stands for the images in it, sorted.
+    """Returns the image files that the arguments name; a folder or a pattern stands for its images, sorted.
 
     Raises:
-        UsageError: nothing is named, something does not exist, or a folder holds no image.
+        UsageError: nothing is named, something does not exist, or a folder or pattern has no image.
     """
     if not names:
         raise UsageError("name at least one image or folder of images; see `focaljax predict --help`")
+    suffixes = ", ".join(IMAGE_SUFFIXES)
     files: list[pathlib.Path] = []
     for name in names:
         path = pathlib.Path(name)
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            inside = _images_among(path.iterdir())
             if not inside:
-                raise UsageError(f"the folder {name} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+                raise UsageError(f"the folder {name} holds no image ({suffixes})")
             files += inside
         elif path.is_file():
             files.append(path)
+        elif glob.has_magic(name):
+            inside = _images_among(pathlib.Path(match) for match in glob.glob(name, recursive=True))
+            if not inside:
+                raise UsageError(f"the pattern {name} fits no image ({suffixes})")
+            files += inside
         else:
             raise UsageError(f"the image {name} does not exist")
     return files
 
 
-def _batches(
-    files: Sequence[pathlib.Path],
-    image_size: Sequence[int],
-    batch_size: int,
-    images: dict[int, np.ndarray],
-    failures: list[str],
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of images; keeps each image, by its index, in `images` until its picture is drawn."""
-    height, width = image_size
-    rows: list[dict[str, Any]] = []
+def image_ids_of(files: Sequence[pathlib.Path]) -> list[int]:
+    """Returns an id for each image: the numbers in COCO's file names if all are so named, else 1, 2 and so on.
+
+    Example:
+        >>> image_ids_of([pathlib.Path("000000000139.jpg"), pathlib.Path("COCO_val2014_000000000042.jpg")])
+        [139, 42]
+        >>> image_ids_of([pathlib.Path("000000000139.jpg"), pathlib.Path("photo.jpg")])
+        [1, 2]
+    """
+    matches = [re.fullmatch(r"(?:COCO_\w+_)?(\d+)", file.stem, re.ASCII) for file in files]
+    numbers = [int(match[1]) for match in matches if match]
+    is_named_by_numbers = len(numbers) == len(files) == len(set(numbers))
+    return numbers if is_named_by_numbers else list(range(1, len(files) + 1))
+
+
+def read_class_names(path: pathlib.Path) -> list[str]:
+    """Returns the names in a file: a JSON list of strings, or one a line.
+
+    Raises:
+        UsageError: the file is missing, empty or of another kind.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes={path} cannot be read: {error}") from None
+    names: Any = [line.strip() for line in text.splitlines() if line.strip()]
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            names = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"--classes={path} is not valid JSON: {error}") from None
+    if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"--classes={path} must hold a JSON list of names, or one name a line")
+    return names
+
+
+def _flags() -> flags.FlagValues:
+    flag_values = flags.FlagValues()
+    for name, what in (
+        ("weights", "file of weights"),
+        ("workdir", "of a run of `focaljax train`"),
+        ("out", "where the pictures go"),
+        ("variant", "published detector"),
+        ("classes", "file of class names"),
+    ):
+        flags.DEFINE_string(name, "", what, flag_values=flag_values)
+    flags.DEFINE_float("min_score", 0.3, "lowest score", lower_bound=0.0, upper_bound=1.0, flag_values=flag_values)
+    flags.DEFINE_float("norm_epsilon", None, "of the backbone", lower_bound=0.0, flag_values=flag_values)
+    flags.DEFINE_integer("batch_size", None, "images", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_bool("flip", False, "mirrored too", flag_values=flag_values)
+    flags.DEFINE_list("scales", None, "factors", flag_values=flag_values)
+    return flag_values
+
+
+def _detector(flag_values: flags.FlagValues, overrides: Sequence[str]) -> Callable[[], Detector]:
+    """Returns what loads the detector, which takes a while; mistakes in the flags show before.
+
+    Raises:
+        UsageError: flags are missing, wrong or do not go together, or there is no such run.
+    """
+    if bool(flag_values.weights) == bool(flag_values.workdir):
+        raise UsageError("one of --weights=FILE and --workdir=DIR is needed: what predicts")
+    mesh = meshes.make_mesh()
+    try:
+        shared: dict[str, Any] = {"tta": _tta(flag_values), "batch_size": flag_values.batch_size, "mesh": mesh}
+        if flag_values.batch_size is not None:
+            meshes.check_batch_size(flag_values.batch_size, mesh)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if flag_values.workdir:
+        for name in _ONLY_WITH_WEIGHTS:
+            if flag_values[name].value not in ("", None):
+                raise UsageError(f"--{name} goes with --weights: a run's workdir has its own")
+        config, workdir = saved_run(flag_values.workdir, overrides)
+        return lambda: run_detector(config, workdir, **shared)
+    if overrides:
+        raise UsageError(f"{overrides[0]}: settings go with --workdir; --weights has those of its variant")
+    variant = flag_values.variant
+    if variant and variant not in VARIANTS:
+        raise UsageError(f"unknown variant {variant!r}{nearest(variant, list(VARIANTS))}: {', '.join(VARIANTS)}")
+    names = read_class_names(pathlib.Path(flag_values.classes)) if flag_values.classes else None
+
+    def load() -> Detector:
+        try:
+            return Detector.from_weights(
+                flag_values.weights,
+                variant=variant or None,
+                class_names=names,
+                norm_epsilon=flag_values.norm_epsilon,
+                **shared,
+            )
+        except ValueError as error:  # WeightsError among them
+            raise UsageError(str(error)) from None
+
+    return load
+
+
+def _tta(flag_values: flags.FlagValues) -> TestTimeAugmentation | None:
+    """Returns the views that the flags ask for; None if they ask for nothing."""
+    if not flag_values.flip and not flag_values.scales:
+        return None
+    try:
+        scales = tuple(float(scale) for scale in flag_values.scales or ("1",))
+    except ValueError:
+        raise UsageError(f"--scales={','.join(flag_values.scales)}: expected factors such as 0.8,1,1.2") from None
+    return TestTimeAugmentation(flip=flag_values.flip, scales=scales)
+
+
+def _images_among(paths: Any) -> list[pathlib.Path]:
+    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _read(
+    files: Sequence[pathlib.Path], images: dict[int, np.ndarray], failures: list[str]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields images by their index; keeps each in `images` until its picture is drawn."""
     for index, file in enumerate(files):
         try:
-            image = decode_upright_image(file.read_bytes(), file_name=str(file), image_id=index)
-        except UnreadableImageError as error:
+            images[index] = decode_upright_image(file.read_bytes(), file_name=str(file), image_id=index)
+        except (UnreadableImageError, OSError) as error:
             failures.append(str(error))
             continue
-        images[index] = image
-        padded, _, scale = resize_and_pad(image, np.zeros((0, 4), np.float32), height=height, width=width)
-        size = np.round(np.array(image.shape[:2]) * scale).astype(np.int32)
-        rows.append(
-            {
-                "image": padded,
-                "size": size,
-                "scale": np.asarray(scale, np.float32),
-                "original_size": np.array(image.shape[:2], np.int32),
-                "image_id": np.int64(index),
-                "is_valid": np.True_,
-            }
-        )
-        if len(rows) == batch_size:
-            yield _stack(rows)
-            rows = []
-    if rows:
-        padding = [{**rows[-1], "is_valid": np.False_}] * (batch_size - len(rows))
-        yield _stack(rows + padding)
-
-
-def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        yield index, images[index]
 
 
 def _picture_name(files: Sequence[pathlib.Path], index: int) -> str:
@@ -155,10 +258,11 @@ def _picture_name(files: Sequence[pathlib.Path], index: int) -> str:
 
 
 def _record(
-    file: pathlib.Path, image: np.ndarray, detections: ImageDetections, class_names: Sequence[str]
+    file: pathlib.Path, image_id: int, image: np.ndarray, detections: ImageDetections, class_names: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "file_name": str(file),
+        "image_id": image_id,
         "width": image.shape[1],
         "height": image.shape[0],
         "detections": [
@@ -166,3 +270,25 @@ def _record(
             for box, score, label in zip(detections.boxes_xyxy, detections.scores, detections.labels, strict=True)
         ],
     }
+
+
+def _write_json_files(
+    out: pathlib.Path, records: Sequence[dict[str, Any]], found: Sequence[ImageDetections], detector: Detector
+) -> None:
+    (out / "predictions.json").write_text(json.dumps(records, indent=2) + "\n")
+    of_ids = [
+        ImageDetections(record["image_id"], one.boxes_xyxy, one.scores, one.labels)
+        for record, one in zip(records, found, strict=True)
+    ]
+    write_coco_results(out / "coco_results.json", to_coco_results(of_ids, detector.category_ids))
+    document = {
+        "images": [
+            {"id": record["image_id"], **{key: record[key] for key in ("file_name", "width", "height")}}
+            for record in records
+        ],
+        "categories": [
+            {"id": category_id, "name": name}
+            for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
+        ],
+    }
+    (out / "coco_images.json").write_text(json.dumps(document, indent=2) + "\n")

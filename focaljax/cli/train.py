@@ -37,7 +37,9 @@ from focaljax.cli.config import (
 )
 from focaljax.cli.console import ProgressLine, duration
 from focaljax.cli.evaluate import evaluate_split
+from focaljax.cli.finetune import initial_state, load_initial_weights
 from focaljax.cli.main import UsageError
+from focaljax.cli.prediction import compiled_predict_step
 from focaljax.evaluation.curves import write_curves
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
@@ -63,20 +65,22 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     """Trains what the config describes, or goes on with it; returns the exit code."""
     _check_resumable(config, workdir)
     mesh = meshes.make_mesh()
+    # Where a run goes on, the file may be gone: all of it is in the checkpoint.
+    weights = None if _has_checkpoint(workdir) else load_initial_weights(config)
     build.check_config(config, mesh)
     source = build.make_source(config, "train")
     classes = build.Classes(source.class_names, source.category_ids)
     evaluation_source = build.make_source(config, config.eval.split, classes=classes)
+    model = build.make_model(config, len(source.class_names))
+    optimizer, schedule = build.make_optimizer_and_schedule(config)
+    initialize = initial_state(config, model, optimizer, mesh, weights)
     workdir.mkdir(parents=True, exist_ok=True)
     build.report_data(source, "train", workdir)
     build.report_data(evaluation_source, config.eval.split, workdir)
     save_config(config, workdir)
     build.save_classes(source, workdir)
-    model = build.make_model(config, len(source.class_names))
-    optimizer, schedule = build.make_optimizer_and_schedule(config)
-    initialize = build.initial_state(config, model, optimizer, mesh)
     train_step = build.compiled_train_step(config, model, optimizer, schedule, mesh)
-    predict_step = build.compiled_predict_step(config, model, mesh)
+    predict_step = compiled_predict_step(config, model, mesh)
 
     def evaluate(state: TrainState, step: int) -> Mapping[str, float]:
         metrics = evaluate_split(
@@ -132,6 +136,13 @@ def _check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
 
 
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    if not (workdir / "checkpoints").is_dir():
+        return False
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.latest_step() is not None
+
+
 def _start(
     initialize: Any, checkpoints: Checkpoints, config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> TrainState:
@@ -140,6 +151,10 @@ def _start(
     if checkpoints.latest_step() is None:
         state = initialize()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        if not config.init.weights and (config.model.freeze_at or config.model.norm == "frozen_batch_norm"):
+            say(
+                "note: layers are frozen at random values (model.freeze_at, model.norm): set --config.init.weights=FILE"
+            )
         say(f"new run in {workdir}: {config.model.backbone}, {parameters:,} parameters; compiling the train step")
         return state
     abstract = jax.tree.map(

@@ -1,10 +1,9 @@
 """Devices as a mesh with a `data` axis: state is replicated, batches are split along it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
@@ -33,20 +32,36 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         raise ValueError(f"batch size {batch_size} must be a positive multiple of the number of devices, {mesh.size}")
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def compiled_for_rows(step: Callable[[Any, Any], Any], mesh: Mesh) -> jax.stages.Wrapped:
+    """Returns a step compiled so that each device works on its own rows of the batch, without a word to the others.
+
+    For steps that treat every row alone. Left to the compiler, a loop over rows that ends when all of them have ended,
+    such as that of non-maximum suppression, would make all devices wait for each other at every turn.
+
+    Args:
+        step: a pure function of (what every device has, a batch), to a pytree whose arrays have a row for each of the
+            batch's.
+        mesh: see `make_mesh`.
+    """
+    rows = PartitionSpec(DATA_AXIS)
+    per_device = jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
+    return jax.jit(per_device, in_shardings=(replicated(mesh), split_batch(mesh)), out_shardings=split_batch(mesh))
+
+
+def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Returns the batch on the devices, split along its first axis.
 
     Args:
-        batch: this host's rows of the global batch, by name.
+        batch: this host's rows of the global batch, by name; a value may also be a tuple or mapping of arrays.
         mesh: see `make_mesh`.
     """
     sharding = split_batch(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), dict(batch))
 
 
 def put_batches(
-    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, keys: Sequence[str]
-) -> Iterator[tuple[Mapping[str, Any], dict[str, jax.Array]]]:
+    batches: Iterable[Mapping[str, Any]], mesh: Mesh, keys: Sequence[str]
+) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
     """Yields each batch on the host and, with the entries `keys`, on the devices; the transfer runs one batch ahead."""
     ahead = None
     for batch in batches:

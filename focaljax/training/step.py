@@ -1,4 +1,4 @@
-"""The train step and the prediction step: pure functions, compiled once for a run."""
+"""The train step: a pure function, compiled once for a run."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from focaljax.detection import Detections, assign_anchors, postprocess, pyramid_anchors
+from focaljax.detection import assign_anchors, pyramid_anchors
 from focaljax.models.retinanet import normalize_images
 from focaljax.training.objective import DetectionLoss
 from focaljax.training.state import TrainState, update_ema
@@ -20,7 +20,6 @@ Metrics = dict[str, Array]
 
 # The entries of a batch that the device needs; the others (image ids, original sizes) stay on the host.
 TRAIN_KEYS = ("image", "size", "boxes", "labels", "is_crowd", "is_box")
-PREDICT_KEYS = ("image", "size")
 
 
 def make_train_step(
@@ -31,6 +30,7 @@ def make_train_step(
     loss: Callable[..., DetectionLoss],
     anchors: Mapping[str, Any],
     matching: Mapping[str, Any],
+    pixels: Mapping[str, Any] | None = None,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the train step, a pure function of (state, batch), not yet compiled.
@@ -44,6 +44,7 @@ def make_train_step(
         loss: `detection_loss` with its losses and normaliser bound.
         anchors: arguments of `pyramid_anchors` besides the image size.
         matching: thresholds of `assign_anchors`.
+        pixels: arguments of `normalize_images`: mean, std, channel_order; None: its defaults.
         ema_decay: of the moving average; used if the state has one.
 
     Returns:
@@ -57,7 +58,7 @@ def make_train_step(
         targets = jax.vmap(lambda *boxes: assign_anchors(anchors_xyxy, *boxes, **matching))(
             batch["boxes"], batch["labels"], batch["is_crowd"], batch["is_box"]
         )
-        images = normalize_images(batch["image"], batch["size"])
+        images = normalize_images(batch["image"], batch["size"], **(pixels or {}))
 
         def loss_of_params(params: Any) -> tuple[Array, tuple[DetectionLoss, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -87,30 +88,6 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
-
-
-def make_predict_step(
-    model: nn.Module, *, anchors: Mapping[str, Any], thresholds: Mapping[str, Any]
-) -> Callable[[Any, Batch], Detections]:
-    """Returns the prediction step, a pure function of (variables, batch), not yet compiled.
-
-    Args:
-        model: gives class logits and box deltas for each level.
-        anchors: arguments of `pyramid_anchors` besides the image size.
-        thresholds: keyword arguments of `postprocess`.
-
-    Returns:
-        A function from (variables, batch with 'image' and 'size') to `Detections` with a leading batch axis, boxes in
-        pixels of the batch's images.
-    """
-
-    def predict_step(variables: Any, batch: Batch) -> Detections:
-        anchors_xyxy = pyramid_anchors(_check_images(batch), **anchors)
-        class_logits, box_deltas = model.apply(variables, normalize_images(batch["image"], batch["size"]), train=False)
-        detect = lambda logits, deltas, size: postprocess(logits, deltas, anchors_xyxy, size, **thresholds)  # noqa: E731
-        return jax.vmap(detect)(class_logits, box_deltas, batch["size"])
-
-    return predict_step
 
 
 def _check_images(batch: Batch) -> tuple[int, int]:

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from focaljax.evaluation.inference import make_predict_step
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
 from focaljax.training.optimizer import make_optimizer, make_schedule
 from focaljax.training.state import create_state
-from focaljax.training.step import make_predict_step, make_train_step
+from focaljax.training.step import make_train_step
 
 SIDE, B, N, K = 32, 8, 3, 2
 ANCHORS = {"levels": (3, 4), "sizes": (8.0, 16.0), "scales": (1.0, 1.5), "ratios": (1.0,)}

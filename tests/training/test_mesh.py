@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from focaljax.training.mesh import check_batch_size, make_mesh, put_batch, put_batches
+from focaljax.training.mesh import check_batch_size, compiled_for_rows, make_mesh, put_batch, put_batches
 
 
 def test_batch_is_split_over_the_devices():
@@ -20,6 +20,17 @@ def test_batches_keep_their_order_and_only_the_named_entries_are_put():
     assert [int(device["image"][0]) for _, device in pairs] == [0, 1, 2]
     assert all(set(device) == {"image"} for _, device in pairs)
     assert [batch is host[i] for i, (batch, _) in enumerate(pairs)] == [True] * 3
+
+
+def test_a_step_for_rows_needs_no_word_between_the_devices():
+    def halvings(start, batch):
+        """How often each row can be halved before it is at most `start`: another number of turns for each."""
+        count = lambda row: jax.lax.while_loop(lambda c: c[0] > start, lambda c: (c[0] / 2, c[1] + 1), (row, 0))[1]  # noqa: E731
+        return jax.vmap(count)(batch["row"])
+
+    step, batch = compiled_for_rows(halvings, make_mesh()), {"row": 2.0 ** np.arange(16)}
+    np.testing.assert_array_equal(step(1.0, batch), np.arange(16))
+    assert "all-" not in step.lower(1.0, batch).compile().as_text()
 
 
 def test_no_batches_are_no_batches():

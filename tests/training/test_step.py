@@ -7,7 +7,8 @@ import pytest
 
 from focaljax.training import mesh as meshes
 from focaljax.training.state import update_ema
-from tests.training.conftest import SIDE, SmallDetector, make_batch
+from focaljax.training.step import make_train_step
+from tests.training.conftest import ANCHORS, SIDE, SmallDetector, make_batch
 
 
 def jit_over(mesh, step):
@@ -46,6 +47,25 @@ def test_step_is_a_pure_function_that_compiles_once():
     for batch in on_device[1:]:
         again, _ = step(again, batch)
     assert step._cache_size() == 1
+
+
+def test_network_is_given_pixels_as_the_settings_say(small_detector, batch):
+    class SeenError(Exception):
+        pass
+
+    class Spy:
+        def apply(self, variables, images, **_):
+            raise SeenError(np.asarray(images))
+
+    pixels = {"mean": (10.0, 20.0, 30.0), "std": (1.0, 2.0, 4.0), "channel_order": "bgr"}
+    image = np.broadcast_to(np.uint8([50, 40, 30]), batch["image"].shape)
+    step = make_train_step(
+        Spy(), small_detector.optimizer, lambda step: 0.1, loss=None, anchors=ANCHORS, matching={}, pixels=pixels
+    )
+    with pytest.raises(SeenError) as seen:
+        step(small_detector.initial_state(), {**batch, "image": image})
+    # Blue first: (30 - 10) / 1, (40 - 20) / 2, (50 - 30) / 4.
+    np.testing.assert_allclose(seen.value.args[0], np.broadcast_to([20.0, 10.0, 5.0], image.shape))
 
 
 def test_metrics_are_scalars_of_known_names(small_detector, one_step, batch):

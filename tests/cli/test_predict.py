@@ -1,0 +1,212 @@
+"""`focaljax predict` with files of weights, and views of images in `predict` and `evaluate`."""
+
+import json
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+
+from focaljax import Detector
+from focaljax.cli.main import main
+from focaljax.cli.predict import find_images, image_ids_of, read_class_names
+from focaljax.detector import TestTimeAugmentation
+from focaljax.evaluation.drawing import write_image
+from focaljax.models.variables import flatten_variables
+from focaljax.models.variants import VARIANTS
+from focaljax.models.weight_files import write_weights
+from tests import small_detectors
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_variant():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "tiny", small_detectors.tiny_variant("torchvision_v1"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    write_weights(path, flatten_variables(small_detectors.tiny_variables()))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three images named as COCO names them, the last in a folder inside, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("photos")
+    names = ("000000000139.jpg", "000000000042.png", "more/000000000285.jpg")
+    for name, image in zip(names, small_detectors.images((48, 60), (70, 40), (64, 96)), strict=True):
+        write_image(folder / name, image)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def predict(out, *arguments):
+    return main(["predict", "--variant=tiny", "--out", str(out), *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def predicted(weights, photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    assert predict(out, "--weights", weights, "--min_score=0.6", photos, photos / "more" / "*.jpg") == 0
+    return out
+
+
+def test_predictions_are_those_of_the_detector_in_the_order_of_the_files(predicted, weights, photos):
+    records = json.loads((predicted / "predictions.json").read_text())
+    files = [photos / name for name in ("000000000042.png", "000000000139.jpg", "more/000000000285.jpg")]
+    assert [record["file_name"] for record in records] == [str(file) for file in files]
+    assert [record["image_id"] for record in records] == [42, 139, 285]
+    assert [(record["height"], record["width"]) for record in records] == [(70, 40), (48, 60), (64, 96)]
+    detector = Detector.from_weights(weights, variant="tiny")
+    for record, found in zip(records, detector(files), strict=True):
+        kept = found.above(0.6)
+        assert 0 < len(kept) < len(found)
+        assert [one["label"] for one in record["detections"]] == [f"class {label}" for label in kept.labels]
+        np.testing.assert_allclose([one["score"] for one in record["detections"]], kept.scores, atol=1e-5)
+        np.testing.assert_allclose([one["box"] for one in record["detections"]], kept.boxes_xyxy, atol=1e-3)
+
+
+def test_pictures_are_drawn_on_the_images(predicted, photos):
+    assert {path.stem for path in predicted.glob("*.jpg")} == {"000000000139", "000000000042", "000000000285"}
+    picture = cv2.imread(str(predicted / "000000000042.jpg"))
+    assert picture.shape == (280, 160, 3)  # four times as large, to be read
+    plain = cv2.resize(cv2.imread(str(photos / "000000000042.png")), (160, 280), interpolation=cv2.INTER_CUBIC)
+    assert np.mean(np.abs(picture.astype(int) - plain) > 40) > 0.02
+
+
+def test_coco_files_go_together_and_hold_every_detection(predicted, weights, photos):
+    from pycocotools.coco import COCO
+
+    document = json.loads((predicted / "coco_images.json").read_text())
+    assert [image["id"] for image in document["images"]] == [42, 139, 285]
+    # Where nothing else is known, category ids start at 1 as COCO's do.
+    assert document["categories"][3] == {"id": 4, "name": "class 3"}
+    coco = COCO()
+    coco.dataset = {**document, "annotations": []}
+    coco.createIndex()
+    results = coco.loadRes(str(predicted / "coco_results.json"))
+    detector = Detector.from_weights(weights, variant="tiny")
+    (found,) = detector(photos / "000000000139.jpg")
+    mine = results.loadAnns(results.getAnnIds(imgIds=[139]))
+    assert len(mine) == len(found)
+    best = max(mine, key=lambda result: result["score"])
+    x1, y1, x2, y2 = found.boxes_xyxy[0]
+    np.testing.assert_allclose(best["bbox"], [x1, y1, x2 - x1, y2 - y1], atol=1e-3)
+    assert best["category_id"] == detector.category_ids[found.labels[0]]
+
+
+def test_views_by_flags_are_those_of_python(weights, photos, tmp_path):
+    file = photos / "000000000139.jpg"
+    assert predict(tmp_path, "--weights", weights, "--flip", "--scales=1,1.5", "--min_score=0", file) == 0
+    (record,) = json.loads((tmp_path / "predictions.json").read_text())
+    tta = TestTimeAugmentation(flip=True, scales=(1.0, 1.5))
+    (found,) = Detector.from_weights(weights, variant="tiny", tta=tta)(file)
+    np.testing.assert_allclose([one["score"] for one in record["detections"]], found.scores, atol=1e-5)
+    (plain,) = Detector.from_weights(weights, variant="tiny")(file)
+    assert np.max(np.abs(found.scores - plain.scores)) > 1e-3
+
+
+def test_class_names_from_a_file(weights, photos, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\n\ndog\neel\nfox\ngnu\n")
+    out = tmp_path / "out"
+    assert predict(out, "--weights", weights, "--classes", names, "--min_score=0", photos / "000000000139.jpg") == 0
+    (record,) = json.loads((out / "predictions.json").read_text())
+    assert {one["label"] for one in record["detections"]} <= {"ant", "bee", "cat", "dog", "eel", "fox", "gnu"}
+    names.write_text('["ant", "bee"]')
+    assert read_class_names(names) == ["ant", "bee"]
+
+
+def test_unreadable_images_are_left_out_and_named(weights, photos, tmp_path, capsys):
+    bad = tmp_path / "7.png"
+    bad.write_bytes(b"no image")
+    good = photos / "000000000139.jpg"
+    assert predict(tmp_path / "out", "--weights", weights, bad, good) == 1
+    assert "left out: " in capsys.readouterr().out
+    (record,) = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert (record["file_name"], record["image_id"]) == (str(good), 139)
+
+
+def test_ids_are_places_where_a_name_is_no_number_or_comes_twice():
+    ids = lambda *names: image_ids_of([pathlib.Path(name) for name in names])  # noqa: E731
+    assert ids("a/000000000139.jpg", "COCO_train2014_000000000009.jpg") == [139, 9]
+    assert ids("a/7.jpg", "b/7.jpg") == [1, 2]
+    assert ids("5.jpg", "five.jpg") == [1, 2]
+
+
+def test_patterns_and_folders_give_sorted_images(photos):
+    names = lambda *arguments: [path.name for path in find_images([str(photos / name) for name in arguments])]  # noqa: E731
+    assert names("") == ["000000000042.png", "000000000139.jpg"]
+    assert names("**/*.jpg") == ["000000000139.jpg", "000000000285.jpg"]
+    assert names("*9.jpg", "000000000042.png") == ["000000000139.jpg", "000000000042.png"]
+
+
+ONE = ["--weights", "WEIGHTS", "--out", "o", "PHOTO"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "o", "PHOTO"], ("one of --weights=FILE and --workdir=DIR",)),
+        ([*ONE, "--workdir", "w"], ("one of --weights=FILE and --workdir=DIR",)),
+        (["--weights", "WEIGHTS", "--variant=tiny", "PHOTO"], ("--out=DIR is needed",)),
+        (["--weights", "no.npz", "--out", "o", "PHOTO"], ("no.npz does not exist",)),
+        (["--weights", "WEIGHTS", "--out", "o", "none*.jpg"], ("the pattern none*.jpg fits no image",)),
+        (ONE, ("do not say", "torchvision_v1")),
+        ([*ONE, "--variant=torchvisionv1"], ("did you mean 'torchvision_v1'",)),
+        ([*ONE, "--variant=torchvision_v1"], ("does not fit the variant torchvision_v1",)),
+        ([*ONE, "--config.eval.max_detections=3"], ("settings go with --workdir",)),
+        (["--workdir", "w", "--out", "o", "PHOTO", "--norm_epsilon=0"], ("--norm_epsilon goes with --weights",)),
+        ([*ONE, "--scales=1,big"], ("--scales=1,big: expected factors",)),
+        ([*ONE, "--scales=0"], ("scales must be factors above 0",)),
+        ([*ONE, "--batch_size=3"], ("batch size 3", "number of devices, 8")),
+        ([*ONE, "--classes=no.txt"], ("--classes=no.txt cannot be read",)),
+        ([*ONE, "--variant=tiny", "--classes=TWO"], ("class_names has 2 entries", "7 classes")),
+    ],
+)
+def test_mistakes_are_one_line(weights, photos, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.json").write_text('["a", "b"]')
+    given = {"WEIGHTS": weights, "PHOTO": str(photos / "000000000139.jpg"), "--classes=TWO": "--classes=two.json"}
+    assert main(["predict", *(given.get(argument, argument) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_workdir_from_python_is_what_predict_writes(finished_run, photos, tmp_path):
+    file = photos / "000000000139.jpg"
+    arguments = ["predict", "--workdir", str(finished_run), "--out", str(tmp_path), "--min_score=0", str(file)]
+    assert main(arguments) == 0
+    (record,) = json.loads((tmp_path / "predictions.json").read_text())
+    detector = Detector.from_workdir(finished_run)
+    (found,) = detector(file)
+    assert detector.class_names == ("disc", "rectangle", "triangle")
+    assert len(found) > 0
+    np.testing.assert_allclose([one["score"] for one in record["detections"]], found.scores, atol=1e-5)
+
+
+def test_evaluation_with_views_equals_the_detector_with_views(finished_run, tiny, tmp_path):
+    settings = ["--config.eval.tta_flip=true", "--config.eval.tta_scales=(1.0, 1.5)"]
+    assert main(["evaluate", "--workdir", str(finished_run), "--split=test", "--sheets=0", *settings]) == 0
+    written = json.loads((finished_run / "detections_test.json").read_text())
+    samples = ["samples", *tiny, "--split=test", "--out", str(tmp_path), "--count=8"]
+    assert main(samples) == 0
+    annotations = json.loads((tmp_path / "annotations.json").read_text())
+    tta = TestTimeAugmentation(flip=True, scales=(1.0, 1.5))
+    detector = Detector.from_workdir(finished_run, tta=tta)
+    found = detector([tmp_path / "images" / image["file_name"] for image in annotations["images"]])
+    for image, one in zip(annotations["images"], found, strict=True):
+        scores = [result["score"] for result in written if result["image_id"] == image["id"]]
+        assert len(scores) == len(one) > 0
+        np.testing.assert_allclose(sorted(scores), sorted(one.scores.tolist()), atol=1e-5)
+
+
+def test_impossible_scales_of_a_config_are_one_line(finished_run, capsys):
+    assert main(["evaluate", "--workdir", str(finished_run), "--config.eval.tta_scales=(0.0,)"]) == 2
+    assert "tta_scales" in capsys.readouterr().err
