@@ -136,6 +136,8 @@ def default_config() -> ConfigDict:
     evaluation.score_threshold = 0.05
     evaluation.pre_nms_top_k = 1000
     evaluation.nms_iou = 0.5
+    evaluation.suppression = "hard"  # or soft-NMS: 'linear', 'gaussian'
+    evaluation.soft_sigma = 0.5  # of 'gaussian'
     evaluation.max_detections = 100
     # Test-time augmentation: what is found in all views of an image goes through one non-maximum suppression.
     evaluation.tta_flip = False  # also look at the mirrored image

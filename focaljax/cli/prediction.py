@@ -14,7 +14,7 @@ from focaljax.evaluation.inference import VIEW_KEYS, TestTimeAugmentation, make_
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 
-THRESHOLDS = ("score_threshold", "pre_nms_top_k", "nms_iou", "max_detections")
+THRESHOLDS = ("score_threshold", "pre_nms_top_k", "nms_iou", "suppression", "soft_sigma", "max_detections")
 
 
 def anchor_settings(config: ConfigDict) -> dict[str, Any]:

@@ -210,3 +210,20 @@ def test_evaluation_with_views_equals_the_detector_with_views(finished_run, tiny
 def test_impossible_scales_of_a_config_are_one_line(finished_run, capsys):
     assert main(["evaluate", "--workdir", str(finished_run), "--config.eval.tta_scales=(0.0,)"]) == 2
     assert "tta_scales" in capsys.readouterr().err
+
+
+def test_soft_suppression_by_a_setting_keeps_more_detections(finished_run, photos, tmp_path):
+    found = {}
+    for suppression in ("hard", "linear", "gaussian"):
+        arguments = ["predict", "--workdir", str(finished_run), "--out", str(tmp_path / suppression)]
+        settings = [f"--config.eval.suppression={suppression}", "--config.eval.score_threshold=0.001"]
+        settings += ["--config.eval.max_detections=300", "--config.eval.nms_iou=0.1"]
+        assert main([*arguments, "--min_score=0", *settings, str(photos / "000000000139.jpg")]) == 0
+        (record,) = json.loads((tmp_path / suppression / "predictions.json").read_text())
+        found[suppression] = [detection["score"] for detection in record["detections"]]
+    assert len(found["hard"]) > 0
+    for suppression in ("linear", "gaussian"):
+        # Overlapping boxes stay with a lower score; the best score is nobody's to lower.
+        assert len(found[suppression]) >= len(found["hard"])
+        assert found[suppression] != found["hard"]
+        np.testing.assert_allclose(max(found[suppression]), max(found["hard"]), rtol=1e-6)

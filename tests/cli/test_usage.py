@@ -55,6 +55,7 @@ TRAIN = ["train", "--config", TINY, "--workdir", "unused"]
         ([*TRAIN, "--config.augment.horizontal_flip=2"], ("horizontal_flip",)),
         ([*TRAIN, "--config.data.source=imagenet"], ("'coco', 'voc', 'tfds' or 'shapes'",)),
         ([*TRAIN, "--config.data.source=coco"], ("needs --config.data.train.images",)),
+        ([*TRAIN, "--config.eval.suppression=soft"], ("hard, linear, gaussian", "'soft'")),
         ([*TRAIN, "--config.eval.split=dev"], ("train, val, test", "'dev'")),
         (["evaluate", "--workdir", "no_such_run"], ("no_such_run", "focaljax train")),
         (["predict", "--workdir", "no_such_run", "--out", "o", "i.jpg"], ("no_such_run",)),
