@@ -65,9 +65,6 @@ def _focaljax_softmax(options):
 
     from focaljax import losses
 
-    if not hasattr(losses, "softmax_focal_loss_with_integer_labels"):
-        raise ModuleNotFoundError("this focaljax has no softmax_focal_loss_with_integer_labels")
-
     def loss(x, y, alpha, gamma):
         # The softmax of (0, x) is (sigmoid(-x), sigmoid(x)).
         weights = None if alpha is None else np.float32([1 - alpha, alpha])

@@ -67,7 +67,7 @@ class Worker:
 
     Args:
         python: the interpreter of the environment that has the contestants' packages.
-        settings: what peers/worker.py expects: module, contestants, size, dtype, device, threads, seed.
+        settings: for peers/worker.py: module, contestants, and what the module's Library takes.
     """
 
     def __init__(self, python: str, settings: dict[str, Any]) -> None:

@@ -20,15 +20,11 @@ Prints a table and writes JSON with every time, the machine, the versions, the s
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import json
-import os
 import pathlib
-import platform
-import subprocess
 import sys
 from typing import Any
 
+import report
 from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "loss.json"
@@ -76,10 +72,6 @@ CONTESTANTS = (
 PEERS = tuple(dict.fromkeys(contestant.peer for contestant in CONTESTANTS if contestant.peer))
 
 
-class DisagreementError(AssertionError):
-    """Two contestants have computed different things, so that their times say nothing."""
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark."""
     options = _parse(arguments)
@@ -112,15 +104,11 @@ def main(arguments: list[str] | None = None) -> None:
             "value": reports[OURS]["answer"]["value"],
             "gradient_norm": reports[OURS]["answer"]["gradient norm"],
         },
-        "machine": _machine([answer["device"] for answer in first_answers.values()], options.device),
-        "versions": _versions(first_answers),
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **report.provenance(first_answers.values(), options.device),
         "contestants": rows,
     }
     print(table(result))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    report.write(options.out, result)
     if any(one.get("error") for one in reports.values()):
         sys.exit("a contestant failed: see the table")
 
@@ -145,7 +133,7 @@ def check_agreement(answers: dict[str, dict[str, Any]], dtype: str) -> None:
             if not is_right:
                 faults.append(f"{key}: {quantity} is {got}, expected {wanted}")
     if faults:
-        raise DisagreementError(
+        raise report.DisagreementError(
             f"contestants differ by more than {tolerance:g}:\n"
             + "\n".join(faults)
             + "\na peer that is wrong at this type can be left out with --peers"
@@ -225,22 +213,14 @@ def _start(
     return workers
 
 
-def _row(contestant: Contestant, report: dict[str, Any], timings: dict[tuple[str, str], Timing]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": contestant.title, "status": report["status"]}
-    if report["status"] != "ok":
+def _row(contestant: Contestant, answer: dict[str, Any], timings: dict[tuple[str, str], Timing]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": contestant.title, "status": answer["status"]}
+    if answer["status"] != "ok":
         return row
-    for part in report["calls"]:
-        timing, temporaries = timings[contestant.key, part], report["temporaries"][part]
-        row[part] = {
-            "median_ms": round(1e3 * timing.median, 3),
-            "min_ms": round(1e3 * timing.fastest, 3),
-            "times_focaljax": round(timing.median / timings[OURS, part].median, 3),
-            "temporaries_mib": None if temporaries is None else round(temporaries / MIB, 1),
-            "undisturbed_rounds": timing.undisturbed,
-            "calls_a_round": report["calls"][part],
-            "ms": [round(1e3 * seconds, 3) for seconds in timing.seconds],
-            "cores_used_by_others": [None if cores is None else round(cores, 2) for cores in timing.others],
-        }
+    for part, calls in answer["calls"].items():
+        temporaries = answer["temporaries"][part]
+        row[part] = report.times(timings[contestant.key, part], ours=timings[OURS, part], calls=calls, digits=3)
+        row[part]["temporaries_mib"] = None if temporaries is None else round(temporaries / MIB, 1)
     times_floor = timings[contestant.key, "gradient"].median / timings[FLOOR, "gradient"].median
     row["gradient"]["times_floor"] = round(times_floor, 3)
     return row
@@ -253,46 +233,8 @@ def _cells(part: dict[str, Any] | None) -> str:
     return f"{part['median_ms']:8.2f}{part['min_ms']:8.2f}{part['times_focaljax']:8.2f}{temporaries:>8}"
 
 
-def _machine(devices: list[str | None], device: str) -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
-    accelerator = next((name for name in devices if name), "") if device == "gpu" else ""
-    return {
-        "processor": accelerator or model,
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        # Elsewhere JAX uses every core there is.
-        "threads_are_bound": device == "cpu" and hasattr(os, "sched_setaffinity"),
-    }
-
-
-def _versions(answers: dict[Worker, dict[str, Any]]) -> dict[str, str]:
-    """Returns the versions of all packages; ours, whose worker came first, where two have the same package."""
-    versions: dict[str, str] = {}
-    for answer in answers.values():
-        versions = answer["versions"] | versions
-    return versions
-
-
-def _commit() -> str | None:
-    """Returns the commit, with '+' if files differ from it; None outside a repository."""
-    folder = pathlib.Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 if __name__ == "__main__":
     try:
         main()
-    except (WorkerError, DisagreementError) as error:
+    except (WorkerError, report.DisagreementError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -13,14 +13,12 @@ Prints a table and writes JSON with every time, the machine, the versions, the s
 
 import argparse
 import contextlib
-import datetime
-import json
 import pathlib
 import sys
 from typing import Any
 
+import report
 from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
-from loss import DisagreementError, _commit, _machine, _versions
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "nms.json"
 OURS, PEER = "focaljax", "torchvision"
@@ -35,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         workers = {}
         for library, python in ((OURS, sys.executable), (PEER, options.python_with_torch)):
             settings = {name: getattr(options, name) for name in ("device", "threads", "seed")}
-            settings |= {"module": MODULES[library], "size": (options.classes, options.iou), "dtype": "float32"}
+            settings |= {"module": MODULES[library], "classes": options.classes, "iou_threshold": options.iou}
             settings["contestants"] = [f"{library}/{task}" for task in tasks]
             workers[library] = stack.enter_context(Worker(python, settings))
         first_answers = {worker: worker.answer() for worker in workers.values()}
@@ -62,15 +60,11 @@ def main(arguments: list[str] | None = None) -> None:
             "seed": options.seed,
             "rounds": options.rounds,
         },
-        "machine": _machine([answer["device"] for answer in first_answers.values()], options.device),
-        "versions": _versions(first_answers),
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **report.provenance(first_answers.values(), options.device),
         "tasks": [_row(task, reports, timings) for task in tasks],
     }
     print(table(result))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    report.write(options.out, result)
     if any(one.get("error") for one in reports.values()):
         sys.exit("a contestant failed: see the table")
 
@@ -88,7 +82,7 @@ def check_agreement(task: str, reports: dict[str, dict[str, Any]]) -> None:
     if ours != theirs:
         pairs = zip([*ours, None], [*theirs, None])
         row, (our_box, their_box) = next((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise DisagreementError(
+        raise report.DisagreementError(
             f"{task}: focaljax keeps {len(ours)} boxes, torchvision {len(theirs)}; row {row} is box {our_box} of ours "
             f"and {their_box} of theirs"
         )
@@ -152,22 +146,15 @@ def _row(task: str, reports: dict[str, dict[str, Any]], timings: dict[tuple[str,
         "limit": None if limit == "all" else int(limit),
         "kept": len(reports[f"{OURS}/{task}"]["answer"]["kept"]),
     }
-    our_median = timings[f"{OURS}/{task}", "value"].median
+    ours = timings[f"{OURS}/{task}", "value"]
     for library in (OURS, PEER):
         key = f"{library}/{task}"
         row[library] = {"status": reports[key]["status"]}
         if reports[key]["status"] == "ok":
-            timing = timings[key, "value"]
-            row[library] |= {
-                "median_ms": round(1e3 * timing.median, 4),
-                "min_ms": round(1e3 * timing.fastest, 4),
-                "times_focaljax": round(timing.median / our_median, 3),
-                "temporaries_bytes": reports[key]["temporaries"]["value"],
-                "undisturbed_rounds": timing.undisturbed,
-                "calls_a_round": reports[key]["calls"]["value"],
-                "ms": [round(1e3 * seconds, 4) for seconds in timing.seconds],
-                "cores_used_by_others": [None if cores is None else round(cores, 2) for cores in timing.others],
-            }
+            row[library] |= report.times(
+                timings[key, "value"], ours=ours, calls=reports[key]["calls"]["value"], digits=4
+            )
+            row[library]["temporaries_bytes"] = reports[key]["temporaries"]["value"]
     return row
 
 
@@ -178,5 +165,5 @@ def _cells(part: dict[str, Any]) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except (WorkerError, DisagreementError) as error:
+    except (WorkerError, report.DisagreementError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -9,13 +9,13 @@ the versions.
 import argparse
 import json
 import pathlib
-import platform
 import statistics
 import sys
 import time
 
 import jax
 import numpy as np
+import report
 
 from focaljax.cli import build
 from focaljax.cli.config import load_config, split_config_flags
@@ -50,6 +50,7 @@ def main() -> None:
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)
+    device = mesh.devices.flat[0]
     flops = (step.cost_analysis() or {}).get("flops", float("nan"))
     result = {
         "config": next(flag for flag in config_arguments if flag.startswith("--config=")).partition("=")[2],
@@ -60,14 +61,11 @@ def main() -> None:
         "images_per_second": round(config.optim.batch_size / median, 1),
         "gflop_per_step": round(flops / 1e9, 2),
         "gflop_per_second": round(flops / 1e9 / median, 1),
-        "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
-        "machine": platform.machine(),
-        "jax": jax.__version__,
+        "device": f"{mesh.size} x {device.device_kind}",
+        **report.provenance([{"device": device.device_kind, "versions": {"jax": jax.__version__}}], device.platform),
     }
     print(json.dumps(result, indent=2))
-    path = pathlib.Path(__file__).parent / "results" / "train_step.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    report.write(pathlib.Path(__file__).parent / "results" / "train_step.json", result)
 
 
 def synthetic_batch(config, num_classes: int, num_boxes: int) -> dict[str, np.ndarray]:

@@ -4,11 +4,12 @@ import os
 
 import numpy as np
 from batch import ALPHA, GAMMA, synthetic_batch
+from on_jax import OnJax
 
 PACKAGES = ("jax", "jaxlib", "focaljax", "optax", "keras")
 
 
-class Library:
+class Library(OnJax):
     """Holds the batch on the device and builds contestants.
 
     Args:
@@ -20,20 +21,11 @@ class Library:
     """
 
     def __init__(self, *, size: tuple[int, int, int], dtype: str, device: str, threads: int, seed: int) -> None:
-        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[device]
-        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a program from the cache may not know its memory
-        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # other processes use the same GPU
         os.environ["KERAS_BACKEND"] = "jax"
-        import jax
+        super().__init__(device)
         import jax.numpy as jnp
 
-        try:
-            self.device_name = jax.devices()[0].device_kind
-        except (RuntimeError, AssertionError) as error:
-            raise RuntimeError(
-                f"JAX finds no {device.upper()}: for a GPU install focaljax[cuda], or pass --device cpu"
-            ) from error
-        self._jax, self._jnp, self._num_classes = jax, jnp, size[-1]
+        self._jnp, self._num_classes = jnp, size[-1]
         logits, labels = synthetic_batch(size, seed)
         self.logits, self.labels = jnp.asarray(logits, dtype), jnp.asarray(labels)
         self._one_hot = None
@@ -45,7 +37,7 @@ class Library:
             ModuleNotFoundError: the contestant's package is not installed.
         """
         if name == "floor":
-            return {"gradient": self._compile(lambda logits: logits + 1, self.logits)}
+            return {"gradient": self.compile(lambda logits: logits + 1, self.logits)}
         package, labels = name.split("/")
         loss_sum = getattr(self, f"_{package}")(labels)
 
@@ -57,20 +49,16 @@ class Library:
         one_hot = self._given_one_hot() if labels == "one-hot given" else None
         arguments = (self.logits, self.labels, one_hot)
         return {
-            "value": self._compile(function, *arguments),
-            "gradient": self._compile(self._jax.value_and_grad(function), *arguments),
+            "value": self.compile(function, *arguments),
+            "gradient": self.compile(self.jax.value_and_grad(function), *arguments),
         }
-
-    def synchronize(self, result) -> None:
-        """Waits until a result is there."""
-        self._jax.block_until_ready(result)
 
     def answer(self, parts: dict) -> dict:
         """Returns the numbers by which contestants are compared: the value, and two that depend on every derivative."""
         jnp = self._jnp
 
         # Summed by rows here and in float64 by numpy: one sum of many million float32 would lose digits.
-        @self._jax.jit
+        @self.jax.jit
         def rows(gradient, logits):
             gradient = gradient.astype(jnp.float32)
             return (gradient**2).sum(-1), (gradient * logits.astype(jnp.float32)).sum(-1)
@@ -85,27 +73,13 @@ class Library:
             "gradient dtype": str(gradient.dtype),
         }
 
-    def temporaries(self, run) -> int | None:
-        """Returns the bytes that a call needs beside its arguments and results, as the compiler planned them."""
-        analysis = run.compiled.memory_analysis()
-        return None if analysis is None else int(analysis.temp_size_in_bytes)
-
-    def _compile(self, function, *arguments):
-        compiled = self._jax.jit(function).lower(*arguments).compile()
-
-        def run():
-            return compiled(*arguments)
-
-        run.compiled = compiled
-        return run
-
     def _given_one_hot(self):
         if self._one_hot is None:
             self._one_hot = self._make_one_hot(self.labels, self.logits.dtype)
         return self._one_hot
 
     def _make_one_hot(self, ids, dtype):
-        return self._jax.nn.one_hot(ids, self._num_classes, dtype=dtype)  # a negative id gives a row of zeros
+        return self.jax.nn.one_hot(ids, self._num_classes, dtype=dtype)  # a negative id gives a row of zeros
 
     def _with_one_hot(self, labels: str, elementwise):
         """Returns the sum of an elementwise loss whose labels are one-hot, passed or made inside."""

@@ -10,11 +10,12 @@ import gc
 import numpy as np
 import torch
 from batch import ALPHA, GAMMA, synthetic_batch
+from on_torch import OnTorch
 
 PACKAGES = ("torch", "torchvision")
 
 
-class Library:
+class Library(OnTorch):
     """Holds the batch on the device and builds contestants.
 
     Args:
@@ -26,18 +27,13 @@ class Library:
     """
 
     def __init__(self, *, size: tuple[int, int, int], dtype: str, device: str, threads: int, seed: int) -> None:
-        torch.set_num_threads(threads)
-        self._on_gpu = device == "gpu"
-        if self._on_gpu and not torch.cuda.is_available():
-            raise RuntimeError("torch finds no GPU: install a build with CUDA, or leave torchvision out of --peers")
-        self._device = torch.device("cuda" if self._on_gpu else "cpu")
+        super().__init__(device, threads)
         logits, labels = synthetic_batch(size, seed)
-        self.logits = torch.from_numpy(logits).to(self._device, getattr(torch, dtype))
-        self.labels = torch.from_numpy(labels).to(self._device, torch.int64)
+        self.logits = torch.from_numpy(logits).to(self.device, getattr(torch, dtype))
+        self.labels = torch.from_numpy(labels).to(self.device, torch.int64)
         self._leaf = self.logits.detach().requires_grad_()
-        self._classes = torch.arange(size[-1], device=self._device)
+        self._classes = torch.arange(size[-1], device=self.device)
         self._one_hot = None
-        self.device_name = torch.cuda.get_device_name() if self._on_gpu else "cpu"
 
     def build(self, name: str) -> dict:
         """Returns what to call for each part, "value" and "gradient"; the latter returns both.
@@ -78,11 +74,6 @@ class Library:
             run()
         return parts
 
-    def synchronize(self, result) -> None:
-        """Waits until a result is there."""
-        if self._on_gpu:
-            torch.cuda.synchronize()
-
     def answer(self, parts: dict) -> dict:
         """Returns the numbers by which contestants are compared: the value, and two that depend on every derivative."""
         value, gradient = parts["gradient"]()
@@ -103,7 +94,7 @@ class Library:
         None: this system does not tell. On the CPU it is the growth of the process, right to a few MiB.
         """
         gc.collect()
-        if self._on_gpu:
+        if self.is_on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

@@ -30,7 +30,8 @@ def main() -> None:
     built, report = {}, {}
     try:
         module = importlib.import_module(settings["module"])
-        library = module.Library(**{key: settings[key] for key in ("size", "dtype", "device", "threads", "seed")})
+        work = {key: value for key, value in settings.items() if key not in ("module", "contestants")}
+        library = module.Library(**work)
     except ModuleNotFoundError as error:
         report = {name: {"status": f"not installed ({error.name})"} for name in settings["contestants"]}
         module = library = None

@@ -43,10 +43,7 @@ def pairwise_intersection(boxes_a_xyxy: Array, boxes_b_xyxy: Array) -> Array:
     Returns:
         `[A, N]`, square pixels, at least 0.
     """
-    top_left = jnp.maximum(boxes_a_xyxy[:, None, :2], boxes_b_xyxy[None, :, :2])
-    bottom_right = jnp.minimum(boxes_a_xyxy[:, None, 2:], boxes_b_xyxy[None, :, 2:])
-    sides = jnp.maximum(bottom_right - top_left, 0.0)
-    return sides[..., 0] * sides[..., 1]
+    return intersection_and_union(boxes_a_xyxy.T[:, :, None], boxes_b_xyxy.T[:, None, :])[0]
 
 
 def pairwise_iou(boxes_a_xyxy: Array, boxes_b_xyxy: Array) -> Array:
@@ -64,9 +61,21 @@ def pairwise_iou(boxes_a_xyxy: Array, boxes_b_xyxy: Array) -> Array:
         >>> print(pairwise_iou(jnp.array([[0.0, 0.0, 2.0, 2.0]]), jnp.array([[1.0, 0.0, 3.0, 2.0]])).round(4))
         [[0.3333]]
     """
-    intersection = pairwise_intersection(boxes_a_xyxy, boxes_b_xyxy)
-    union = box_area(boxes_a_xyxy)[:, None] + box_area(boxes_b_xyxy)[None, :] - intersection
+    intersection, union = intersection_and_union(boxes_a_xyxy.T[:, :, None], boxes_b_xyxy.T[:, None, :])
     return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
+
+
+def intersection_and_union(a: Array, b: Array) -> tuple[Array, Array]:
+    """Returns the areas that boxes have in common, and together.
+
+    Args:
+        a: `[4, ...]`, corners first, so that boxes fill the vector registers.
+        b: `[4, ...]`, of a shape that broadcasts to that of `a` or the reverse.
+    """
+    sides = jnp.maximum(jnp.minimum(a[2:], b[2:]) - jnp.maximum(a[:2], b[:2]), 0.0)
+    intersection = sides[0] * sides[1]
+    area_a, area_b = (jnp.prod(jnp.maximum(box[2:] - box[:2], 0.0), axis=0) for box in (a, b))
+    return intersection, area_a + area_b - intersection
 
 
 def clip_boxes(boxes_xyxy: Array, size: Array) -> Array:

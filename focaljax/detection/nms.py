@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from focaljax.detection.boxes import intersection_and_union
+
 Array = jax.Array
 
 # How many boxes are decided at once. On a CPU time goes with the pairs of boxes, on an accelerator with the steps of a
@@ -16,8 +18,8 @@ _BLOCK_OF_BEST_ON_CPU, _BLOCK_OF_CLASS_ON_CPU, _BLOCK_ELSEWHERE = 128, 32, 512
 # With at least so many boxes for each that may be kept, it is faster to stop when enough are.
 _BOXES_TO_STOP_EARLY = 8
 
-# float32 holds areas up to 2^128: boxes with a coordinate above 2^60 are made smaller, by a power of two, which changes
-# no IoU.
+# float32 holds areas up to 2^128: where a coordinate is above 2^60, all are made smaller, by a power of two. That
+# changes no IoU but those of boxes beside it with sides below 2 pixels, whose areas become 0.
 _LARGEST_COORDINATE, _SHRINKING = 2.0**60, 2.0**-64
 
 _PADDING_LABEL = jnp.iinfo(jnp.int32).max
@@ -77,7 +79,8 @@ def non_maximum_suppression(
         [0.9 0.7 0. ]
     """
     boxes, scores, labels = check_boxes(boxes_xyxy, scores, labels)
-    check_hyperparameters(iou_threshold=iou_threshold, max_detections=max_detections)
+    check_iou_threshold(iou_threshold)
+    check_max_detections(max_detections)
     if max_detections * _BOXES_TO_STOP_EARLY <= scores.size:
         index, is_detection = _on_platform(
             functools.partial(_best_kept, iou_threshold=iou_threshold, max_detections=max_detections),
@@ -119,7 +122,7 @@ def nms_mask(boxes_xyxy: Array, scores: Array, labels: Array, *, iou_threshold: 
         [False  True  True]
     """
     boxes, scores, labels = check_boxes(boxes_xyxy, scores, labels)
-    check_hyperparameters(iou_threshold=iou_threshold)
+    check_iou_threshold(iou_threshold)
     if scores.size == 0:
         return jnp.zeros(0, bool)
     greedy = functools.partial(_kept_of_each_class, iou_threshold=iou_threshold)
@@ -130,7 +133,7 @@ def _on_platform(function: Any, boxes_scores_labels: tuple[Array, Array, Array],
     """Returns what the function makes of the boxes, without gradient, in blocks for the platform of the program."""
     boxes, scores, labels = jax.lax.stop_gradient(boxes_scores_labels)
     return jax.lax.platform_dependent(
-        with_finite_areas(boxes),
+        with_finite_areas(boxes, scores),
         scores,
         labels,
         cpu=functools.partial(function, block_size=block_on_cpu),
@@ -233,22 +236,13 @@ def _overlaps(first: tuple[Array, Array], second: tuple[Array, Array], iou_thres
     return (intersection > iou_threshold * union) & (a_labels[:, None] == b_labels[None, :])
 
 
-def intersection_and_union(a: Array, b: Array) -> tuple[Array, Array]:
-    """Returns the areas that boxes have in common, and together.
+def with_finite_areas(boxes: Array, scores: Array) -> Array:
+    """Returns the boxes `[M, 4]`, all made smaller if one is so large that its area would not be finite.
 
-    Args:
-        a: `[4, ...]`, corners first, so that boxes fill the vector registers.
-        b: `[4, ...]`, of a shape that broadcasts to that of `a` or the reverse.
+    Rows of padding (score 0) and infinite coordinates do not count: they may hold anything.
     """
-    sides = jnp.maximum(jnp.minimum(a[2:], b[2:]) - jnp.maximum(a[:2], b[:2]), 0.0)
-    intersection = sides[0] * sides[1]
-    area_a, area_b = (jnp.prod(jnp.maximum(box[2:] - box[:2], 0.0), axis=0) for box in (a, b))
-    return intersection, area_a + area_b - intersection
-
-
-def with_finite_areas(boxes: Array) -> Array:
-    """Returns the boxes `[M, 4]`, all made smaller if one is so large that its area would not be finite."""
-    is_large = jnp.max(jnp.abs(jax.lax.stop_gradient(boxes)), initial=0.0) > _LARGEST_COORDINATE
+    is_box = (scores > 0.0)[:, None] & jnp.isfinite(boxes)
+    is_large = jnp.max(jnp.abs(boxes), initial=0.0, where=jax.lax.stop_gradient(is_box)) > _LARGEST_COORDINATE
     return boxes * jnp.where(is_large, _SHRINKING, 1.0).astype(boxes.dtype)
 
 
@@ -291,9 +285,13 @@ def check_boxes(boxes_xyxy: Array, scores: Array, labels: Array) -> tuple[Array,
     return boxes_xyxy, scores, labels.astype(jnp.int32)
 
 
-def check_hyperparameters(*, iou_threshold: float = 0.0, max_detections: int = 1) -> None:
-    """Raises ValueError if the threshold is no IoU or there is no room for a detection."""
+def check_iou_threshold(iou_threshold: float) -> None:
+    """Raises ValueError if the threshold is no IoU."""
     if not 0.0 <= iou_threshold <= 1.0:
         raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
+
+
+def check_max_detections(max_detections: int) -> None:
+    """Raises ValueError if there is no room for a detection."""
     if max_detections < 1:
         raise ValueError(f"max_detections must be at least 1, got {max_detections}")

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from focaljax.detection.boxes import intersection_and_union
 from focaljax.detection.nms import (
     Detections,
     check_boxes,
-    check_hyperparameters,
-    intersection_and_union,
+    check_iou_threshold,
+    check_max_detections,
     make_detections,
     pad_rows,
     with_finite_areas,
@@ -57,7 +58,7 @@ def linear_soft_nms(
         >>> print(kept.scores)
         [0.75 0.25]
     """
-    check_hyperparameters(iou_threshold=iou_threshold)
+    check_iou_threshold(iou_threshold)
     return _soft_nms(
         boxes_xyxy,
         scores,
@@ -82,20 +83,14 @@ def gaussian_soft_nms(
     As `linear_soft_nms`, but every overlap counts: scores become `s exp(-IoU^2 / sigma)`.
 
     Args:
-        boxes_xyxy: `[M, 4]`, corners in pixels. A box without area overlaps nothing.
-        scores: `[M]`; a row whose score is 0, negative or NaN is padding.
-        labels: int `[M]`, classes.
+        boxes_xyxy, scores, labels, min_score, max_detections: as `linear_soft_nms`.
         sigma: above 0; the smaller, the nearer to hard suppression at any overlap.
-        min_score: at least 0; a box is no detection unless its lowered score is higher.
-        max_detections: D, at least 1.
 
     Returns:
-        `Detections` with D rows and the lowered scores, best first, of equal scores the first of the input first.
-        Differentiable in boxes and scores; the order in which boxes are taken has no gradient.
+        As `linear_soft_nms`.
 
     Raises:
-        TypeError: boxes or scores are not floating point, labels no integers.
-        ValueError: shapes do not fit, or a hyperparameter is out of range.
+        TypeError, ValueError: as `linear_soft_nms`.
 
     Source: Bodla et al. 2017, Soft-NMS (arXiv 1704.04503), section 3.
 
@@ -129,9 +124,9 @@ def _soft_nms(
 ) -> Detections:
     if not 0.0 <= min_score < float("inf"):
         raise ValueError(f"min_score must be at least 0 and finite, got {min_score}")
-    check_hyperparameters(max_detections=max_detections)
+    check_max_detections(max_detections)
     boxes, scores, labels = pad_rows(1, *check_boxes(boxes_xyxy, scores, labels))
-    corners = with_finite_areas(boxes).T
+    corners = with_finite_areas(boxes, scores).T
     positions = jnp.arange(scores.size)
 
     def take_best(remaining: Array, _: None) -> tuple[Array, tuple[Array, Array]]:

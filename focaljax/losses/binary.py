@@ -40,7 +40,7 @@ def binary_focal_loss(
         One value per element, float32 (float64 for float64 probabilities), at least 0.
 
     Raises:
-        TypeError: the probabilities are not floating point.
+        TypeError: the probabilities are not floating point, or a hyperparameter is no number.
         ValueError: a known probability is outside [0, 1], a known label is not +1 or -1, gamma or alpha is out of
             range, or `labels` would enlarge `probabilities` when broadcast.
 
@@ -68,18 +68,19 @@ def binary_focal_loss(
             f"labels has shape {jnp.shape(labels)}, which must broadcast to that of probabilities, {p.shape}"
         )
     check_at_least_0("gamma", gamma)
-    check_alpha(alpha, p.shape[-1] if p.ndim else None)
+    check_alpha(alpha, p.shape[-1] if p.ndim else None, of="probabilities")
     is_one = jnp.asarray(labels) > 0
     return _binary_focal(p, is_one, as_array(alpha, p.dtype), as_hyperparameter(gamma, p.dtype))
 
 
 @jax.jit
 def _binary_focal(p: Array, is_one: Array, alpha: Array | None, gamma: Hyperparameter) -> Array:
-    loss = _unweighted(p, is_one, gamma)
     if alpha is None:
-        return loss
+        return _unweighted(p, is_one, gamma)
     weight = jnp.where(is_one, alpha, 1.0 - alpha)
-    return jnp.where(weight > 0.0, weight * loss, 0.0)
+    # A weight of 0 times the infinite loss and slope at p_t = 0 would be NaN.
+    is_infinite = p == jnp.where(is_one, 0.0, 1.0)
+    return weight * _unweighted(jnp.where((weight == 0.0) & is_infinite, 0.5, p), is_one, gamma)
 
 
 @jax.custom_jvp

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from focaljax.losses.checks import check_at_least_0
+
 Array = jax.Array
 ArrayLike = jax.typing.ArrayLike
 
@@ -50,7 +52,8 @@ def smooth_l1(predictions: ArrayLike, targets: ArrayLike, *, beta: float = 1.0) 
         One value per element, float32 (float64 for float64 predictions).
 
     Raises:
-        ValueError: beta is negative, or the shapes differ.
+        TypeError: beta is not a number.
+        ValueError: beta is negative or not finite, or the shapes differ.
 
     Source: Girshick 2015, Fast R-CNN (arXiv 1504.08083), section 2.3, where beta = 1.
 
@@ -58,8 +61,7 @@ def smooth_l1(predictions: ArrayLike, targets: ArrayLike, *, beta: float = 1.0) 
         >>> print(smooth_l1(0.5, 0.0), smooth_l1(3.0, 0.0))
         0.125 2.5
     """
-    if beta < 0:
-        raise ValueError(f"beta must be at least 0, got {beta}")
+    check_at_least_0("beta", beta)
     distance = _distance(predictions, targets)
     if beta == 0:
         return distance

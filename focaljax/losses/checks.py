@@ -1,5 +1,7 @@
 """Checks of arguments at public entry: they cost only at trace time."""
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,7 +51,7 @@ def as_labels(labels: ArrayLike, logits: Array, *, for_class_ids: str | None = N
 
 
 def as_class_ids(labels: ArrayLike, logits: Array, *, special: dict[str, int]) -> Array:
-    """Returns the labels as an integer array, one class id for each row of K logits.
+    """Returns the labels as integers of at least 32 bits, one class id for each row of K logits.
 
     Args:
         labels: integers of the shape of `logits` without its last axis.
@@ -78,38 +80,75 @@ def as_class_ids(labels: ArrayLike, logits: Array, *, special: dict[str, int]) -
                 f"labels has {known[~is_valid].flat[0]}, logits are of {num_classes} classes: "
                 f"expected 0..{num_classes - 1}, or {listed}"
             )
-    return labels
+    # In fewer bits, and in unsigned ones, a class would meet itself again as another, or as a special label.
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+
+
+def check_is_finite(name: str, value: ArrayLike) -> None:
+    """Raises TypeError or ValueError if a hyperparameter is not one finite number, as far as it is known."""
+    _check_number(name, value, lambda known: np.isfinite(known), "finite")
+
+
+def check_above_0(name: str, value: ArrayLike) -> None:
+    """Raises TypeError or ValueError if a hyperparameter is not one finite number above 0, as far as it is known."""
+    _check_number(name, value, lambda known: (known > 0) & (known < np.inf), "greater than 0 and finite")
 
 
 def check_at_least_0(name: str, value: ArrayLike) -> None:
-    """Raises ValueError if a hyperparameter is negative or not finite, where its value is known."""
-    known = known_values(value)
-    if known is not None and not ((known >= 0) & (known < np.inf)).all():
-        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    """Raises TypeError or ValueError if a hyperparameter is not one finite number from 0, as far as it is known."""
+    _check_number(name, value, lambda known: (known >= 0) & (known < np.inf), "at least 0 and finite")
 
 
 def check_fraction(name: str, value: ArrayLike) -> None:
-    """Raises ValueError if a hyperparameter is not in [0, 1), where its value is known."""
+    """Raises TypeError or ValueError if a hyperparameter is not one number in [0, 1), as far as it is known."""
+    _check_number(name, value, lambda known: (known >= 0) & (known < 1), "at least 0 and less than 1")
+
+
+def _check_number(name: str, value: ArrayLike, is_right: Callable[[np.ndarray], Any], expected: str) -> None:
     known = known_values(value)
-    if known is not None and not ((known >= 0) & (known < 1)).all():
-        raise ValueError(f"{name} must be at least 0 and less than 1, got {value}")
+    if known is not None and not jnp.issubdtype(known.dtype, jnp.number):
+        raise TypeError(f"{name} must be a number {expected}, got {value!r}")
+    # It would enlarge the loss, and give a plausible sum.
+    if jnp.ndim(value):
+        raise ValueError(f"{name} has shape {jnp.shape(value)}, expected a number: for several values vmap over them")
+    if known is not None and not is_right(known):
+        raise ValueError(f"{name} must be {expected}, got {value}")
 
 
-def check_alpha(alpha: ArrayLike | None, num_classes: int | None, *, at_most: float = 1.0) -> None:
-    """Raises ValueError if alpha is neither None nor a number nor one per class, or is out of [0, at_most].
+def check_whole(name: str, value: int, *, at_least: int = 0) -> int:
+    """Returns an argument that shapes depend on, as an int.
+
+    Raises:
+        TypeError: it is no whole number, or traced.
+        ValueError: it is less than `at_least`.
+    """
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, known when tracing, got {value!r}") from None
+    if whole < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {whole}")
+    return whole
+
+
+def check_alpha(alpha: ArrayLike | None, num_classes: int | None, *, at_most: float = 1.0, of: str = "logits") -> None:
+    """Raises TypeError or ValueError if alpha is neither None nor a number nor one per class, or is out of range.
 
     Args:
         alpha: None, a number, or `[K]`.
-        num_classes: K; None where the logits have no axis.
-        at_most: largest value; infinity for weights of any size.
+        num_classes: K; None where the predictions have no axis.
+        at_most: largest value of the range, which begins at 0; infinity for weights of any size.
+        of: the argument whose last axis is the classes.
     """
     if alpha is None:
         return
     shape = jnp.shape(alpha)
     if shape not in ((), (num_classes,)):
-        one_per_class = f" or one per class, ({num_classes},), the last axis of logits" if num_classes else ""
+        one_per_class = f" or one per class, ({num_classes},), the last axis of {of}" if num_classes else ""
         raise ValueError(f"alpha has shape {shape}, expected a number{one_per_class}")
     known = known_values(alpha)
+    if known is not None and not jnp.issubdtype(known.dtype, jnp.number):
+        raise TypeError(f"alpha must be a number, one per class, or None for no weights, got {alpha!r}")
     if known is not None and not ((known >= 0).all() and (known <= at_most).all()):
         upper = f"in [0, {at_most:g}]" if at_most < np.inf else "at least 0"
         raise ValueError(f"alpha must be {upper}, got {alpha}; None for no weights")

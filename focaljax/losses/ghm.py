@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from focaljax.losses.checks import as_labels, as_loss_dtype
+from focaljax.losses.checks import as_labels, as_loss_dtype, check_is_bool, check_whole
 from focaljax.losses.numerics import logistic_pair
 from focaljax.losses.sigmoid import sigmoid_cross_entropy
 
@@ -47,8 +47,8 @@ def ghm_classification_loss(
         One value per element, float32 (float64 for float64 logits), at least 0.
 
     Raises:
-        TypeError: the logits are not floating point, or `is_ignored` is not bool.
-        ValueError: bins is not a whole number of at least 1, counts is not `[bins]`, labels are known to be out of
+        TypeError: the logits are not floating point, bins is no whole number, or `is_ignored` is not bool.
+        ValueError: bins is less than 1, counts is not `[bins]`, labels are known to be out of
             range, or shapes do not fit.
 
     Source: Li et al. 2019 (arXiv 1811.05181), gradient density, GHM-C loss, unit region approximation and EMA.
@@ -59,7 +59,8 @@ def ghm_classification_loss(
         >>> print(loss.round(3))  # all g are at least 1/2: every weight is 4 / (2 x 4)
         [0.347 0.347 0.347 4.5  ]
     """
-    x, y, is_ignored = _checked(logits, labels, bins, is_ignored)
+    bins = check_whole("bins", bins, at_least=1)
+    x, y, is_ignored = _checked(logits, labels, is_ignored)
     if counts is None:
         counts = _counts(x, y, bins, is_ignored, axis_name)
     else:
@@ -96,20 +97,16 @@ def ghm_counts(
         >>> print(ghm_counts(jnp.array([0.0, 0.0, 9.0]), jnp.array([1.0, 0.0, 1.0]), bins=4))
         [1. 0. 2. 0.]
     """
-    x, y, is_ignored = _checked(logits, labels, bins, is_ignored)
+    bins = check_whole("bins", bins, at_least=1)
+    x, y, is_ignored = _checked(logits, labels, is_ignored)
     return _counts(x, y, bins, is_ignored, axis_name)
 
 
-def _checked(
-    logits: ArrayLike, labels: ArrayLike, bins: int, is_ignored: ArrayLike | None
-) -> tuple[Array, Array, Array]:
+def _checked(logits: ArrayLike, labels: ArrayLike, is_ignored: ArrayLike | None) -> tuple[Array, Array, Array]:
     x = as_loss_dtype(logits)
     y = as_labels(labels, x)
-    if not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be a whole number of at least 1, known when tracing, got {bins}")
     mask = jnp.zeros(x.shape, bool) if is_ignored is None else jnp.asarray(is_ignored)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(f"is_ignored must be bool, got {mask.dtype}: pass a comparison such as labels == IGNORED")
+    check_is_bool("is_ignored", mask)
     if mask.shape != x.shape[: mask.ndim]:
         raise ValueError(f"is_ignored has shape {mask.shape}, logits {x.shape}: it must be the leading axes of logits")
     mask = jnp.broadcast_to(jnp.expand_dims(mask, tuple(range(mask.ndim, x.ndim))), x.shape)

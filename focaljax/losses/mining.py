@@ -1,11 +1,9 @@
 """Miners: 0/1 weights that keep the hard anchors of an image, for losses that do not weigh them down by themselves."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 
-from focaljax.losses.checks import check_is_bool
+from focaljax.losses.checks import check_is_bool, check_whole
 
 Array = jax.Array
 ArrayLike = jax.typing.ArrayLike
@@ -58,8 +56,8 @@ def hard_negative_mask(
         [1. 1. 0. 1. 0.]
     """
     loss, is_positive, is_ignored = _check_anchors(loss, is_positive, is_ignored)
-    ratio = _check_whole("negatives_per_positive", negatives_per_positive)
-    minimum = _check_whole("min_negatives", min_negatives)
+    ratio = check_whole("negatives_per_positive", negatives_per_positive)
+    minimum = check_whole("min_negatives", min_negatives)
     is_positive = is_positive & ~is_ignored
     is_negative = ~is_positive & ~is_ignored
     num_kept = jnp.maximum(_ratio_times_count(ratio, is_positive), min(minimum, loss.size))
@@ -137,10 +135,10 @@ def ohem_mask(
         raise ValueError(
             f"boxes_xyxy has shape {boxes.shape}, loss {loss.shape}: expected one box an anchor, ({loss.size}, 4)"
         )
-    size = _check_whole("size", size, at_least=1)
+    size = check_whole("size", size, at_least=1)
     if not 0.0 <= iou_threshold <= 1.0:
         raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
-    ratio = None if negatives_per_positive is None else _check_whole("negatives_per_positive", negatives_per_positive)
+    ratio = None if negatives_per_positive is None else check_whole("negatives_per_positive", negatives_per_positive)
     if ratio is not None and size < 1 + ratio:
         raise ValueError(f"size is {size}, with negatives_per_positive {ratio} it must be at least {1 + ratio}")
     if loss.size == 0:
@@ -283,13 +281,3 @@ def _check_anchors(
         masks.append(mask)
     dtype = jnp.promote_types(loss.dtype, jnp.float32)
     return jax.lax.stop_gradient(loss).astype(dtype), masks[0], masks[1]
-
-
-def _check_whole(name: str, value: int, *, at_least: int = 0) -> int:
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, known when tracing, got {value!r}") from None
-    if whole < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {whole}")
-    return whole

@@ -8,7 +8,7 @@ against; so nothing overflows, and no difference from 1 is taken:
     q = (miss + (1 - miss) odds) / (1 + odds),   C = miss |x| + log(1 + odds).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def sigmoid_focal_loss(
         One value per element, float32 (float64 for float64 logits), at least 0.
 
     Raises:
-        TypeError: the logits are not floating point.
+        TypeError: the logits are not floating point, or a hyperparameter is no number.
         ValueError: gamma, alpha or labels have a known value out of range, alpha is not one per class, `labels` would
             enlarge `logits` when broadcast, or has the shape of `logits` without its last axis, that of class ids.
 
@@ -175,7 +175,7 @@ def sigmoid_focal_loss_with_integer_labels(
         `[...]`, one value per anchor, float32 (float64 for float64 logits), at least 0.
 
     Raises:
-        TypeError: the logits are not floating point, or the labels not integers.
+        TypeError: the logits are not floating point, the labels not integers, or a hyperparameter is no number.
         ValueError: gamma, alpha, label_smoothing or a class id has a known value out of range, alpha is not one per
             class, or `labels` is not one class id an anchor.
 
@@ -255,7 +255,6 @@ def _focal_in_rule(x: Array, y: Array, alpha: Array | None, gamma: Hyperparamete
 
 def _value(x: Array, y: Array, alpha: Array | None, gamma: Hyperparameter) -> Array:
     distance = jnp.abs(x)
-    # Written otherwise than in _slope, so that XLA keeps none of the array-sized parts from the one for the other.
     odds = jnp.exp(-distance)
     miss = jnp.where(x >= 0.0, 1.0 - y, y)
     cross_entropy = jnp.where(miss > 0.0, miss * distance, 0.0) + log1p_of_odds(odds)
@@ -267,14 +266,36 @@ def _value(x: Array, y: Array, alpha: Array | None, gamma: Hyperparameter) -> Ar
     return cross_entropy * power(miss + (1.0 - miss) * odds, gamma) / power(1.0 + odds, gamma)
 
 
+class _Parts(NamedTuple):
+    """What the derivatives are made of, see the module's head; of the shape of x.
+
+    Attributes:
+        is_right: x is at least 0, so that it speaks for label 1.
+        odds: `exp(-|x|)`.
+        miss: the share of the label on the side that x speaks against.
+        q_numerator: `miss + (1 - miss) odds`, which is `q (1 + odds)`; at least the smallest normal number.
+    """
+
+    is_right: Array
+    odds: Array
+    miss: Array
+    q_numerator: Array
+
+
+def _parts(x: Array, y: Array) -> _Parts:
+    is_right = x >= 0.0
+    # Not of abs(x): at 0 the derivative must be that of one side. And written otherwise than in _value, so that XLA
+    # keeps no array-sized part from the one for the other.
+    odds = jnp.exp(jnp.where(is_right, -x, x))
+    miss = jnp.where(is_right, 1.0 - y, y)
+    return _Parts(is_right, odds, miss, jnp.maximum(miss + (1.0 - miss) * odds, jnp.finfo(x.dtype).tiny))
+
+
 def _slope(loss: Array, x: Array, y: Array, alpha: Array | None, gamma: Hyperparameter) -> Array:
     """Returns the derivative of the loss by x: `gamma (log q)' loss + alpha_t q^gamma (p - y)`."""
-    is_right = x >= 0.0
-    odds = jnp.exp(jnp.where(is_right, -x, x))
+    is_right, odds, miss, q_numerator = _parts(x, y)
     larger = 1.0 / (1.0 + odds)
-    miss = jnp.where(is_right, 1.0 - y, y)
-    q = (miss + (1.0 - miss) * odds) * larger
-    slope = power(q, gamma) * larger * (miss - (1.0 - miss) * odds)
+    slope = power(q_numerator * larger, gamma) * larger * (miss - (1.0 - miss) * odds)
     if alpha is not None:
         slope = _weight(y, alpha) * slope
     if not is_known_zero(gamma):
@@ -285,58 +306,43 @@ def _slope(loss: Array, x: Array, y: Array, alpha: Array | None, gamma: Hyperpar
 @jax.custom_jvp
 def _log_q_slope(x: Array, y: Array) -> Array:
     """Returns the derivative of `log(q)` by |x|, between -1 and 1/2."""
-    is_right = x >= 0.0
-    odds = jnp.exp(jnp.where(is_right, -x, x))
-    miss = jnp.where(is_right, 1.0 - y, y)
-    q_times = jnp.maximum(miss + (1.0 - miss) * odds, jnp.finfo(x.dtype).tiny)
-    return (2.0 * miss - 1.0) * (odds / q_times) / (1.0 + odds)
+    _, odds, miss, q_numerator = _parts(x, y)
+    return (2.0 * miss - 1.0) * (odds / q_numerator) / (1.0 + odds)
 
 
 @_log_q_slope.defjvp
 def _log_q_slope_rule(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     # Automatic differentiation would square q, which underflows.
-    x, y = primals
-    is_right = x >= 0.0
-    sign = jnp.where(is_right, 1.0, -1.0)
-    odds = jnp.exp(jnp.where(is_right, -x, x))
-    miss = jnp.where(is_right, 1.0 - y, y)
-    q_times = jnp.maximum(miss + (1.0 - miss) * odds, jnp.finfo(x.dtype).tiny)
-    slope = _log_q_slope(x, y)
+    is_right, odds, miss, q_numerator = _parts(*primals)
+    slope = _log_q_slope(*primals)
     by_distance = slope * ((odds - 1.0) / (1.0 + odds) - slope)
-    by_miss = odds / q_times / (1.0 + odds) * (2.0 - (2.0 * miss - 1.0) * (1.0 - odds) / q_times)
-    return slope, sign * (by_distance * tangents[0] - by_miss * tangents[1])
+    by_miss = odds / q_numerator / (1.0 + odds) * (2.0 - (2.0 * miss - 1.0) * (1.0 - odds) / q_numerator)
+    return slope, jnp.where(is_right, 1.0, -1.0) * (by_distance * tangents[0] - by_miss * tangents[1])
 
 
 def _by_label(x: Array, y: Array, alpha: Array | None, gamma: Hyperparameter) -> Array:
     """Returns the derivative of the loss by y."""
-    is_right = x >= 0.0
-    odds = jnp.exp(jnp.where(is_right, -x, x))
-    larger = 1.0 / (1.0 + odds)
-    miss = jnp.where(is_right, 1.0 - y, y)
-    q_times = miss + (1.0 - miss) * odds
-    distance = jnp.minimum(jnp.where(is_right, x, -x), jnp.finfo(x.dtype).max)
-    unweighted = _focal_in_rule(x, y, None, gamma)
-    by_miss = power(q_times * larger, gamma) * distance
+    is_right, odds, _, q_numerator = _parts(x, y)
+    largest = jnp.finfo(x.dtype).max
+    unweighted = jnp.minimum(_focal_in_rule(x, y, None, gamma), largest)
+    by_miss = power(q_numerator / (1.0 + odds), gamma) * jnp.minimum(jnp.abs(x), largest)
     if not is_known_zero(gamma):
-        rate = (1.0 - odds) / jnp.maximum(q_times, jnp.finfo(x.dtype).tiny)
-        by_miss = by_miss + value_of(gamma) * rate * jnp.minimum(unweighted, jnp.finfo(x.dtype).max)
+        by_miss = by_miss + value_of(gamma) * (1.0 - odds) / q_numerator * unweighted
     slope = jnp.where(is_right, -by_miss, by_miss)
-    if alpha is None:
-        return slope
-    return _weight(y, alpha) * slope + (2.0 * alpha - 1.0) * jnp.minimum(unweighted, jnp.finfo(x.dtype).max)
+    return slope if alpha is None else _weight(y, alpha) * slope + (2.0 * alpha - 1.0) * unweighted
 
 
 def _by_alpha(x: Array, y: Array, gamma: Hyperparameter) -> Array:
-    unweighted = _focal_in_rule(x, y, None, gamma)
-    return (2.0 * y - 1.0) * unweighted
+    """Returns the derivative of the loss by alpha."""
+    factor = 2.0 * y - 1.0
+    # 0 at a label of 1/2, and the loss may be infinite.
+    return jnp.where(factor == 0.0, 0.0, factor * _focal_in_rule(x, y, None, gamma))
 
 
 def _by_gamma(loss: Array, x: Array, y: Array) -> Array:
     """Returns the derivative of the loss by gamma, `log(q) loss`."""
-    is_right = x >= 0.0
-    odds = jnp.exp(jnp.where(is_right, -x, x))
-    miss = jnp.where(is_right, 1.0 - y, y)
-    log_q = jnp.log(jnp.maximum(miss + (1.0 - miss) * odds, jnp.finfo(x.dtype).tiny)) - jnp.log1p(odds)
+    _, odds, _, q_numerator = _parts(x, y)
+    log_q = jnp.log(q_numerator) - jnp.log1p(odds)
     # An infinite loss has log(q) = 0 at a hard label, and there the limit is 0.
     return jnp.where(log_q < 0.0, log_q * loss, 0.0)
 

@@ -58,7 +58,7 @@ def softmax_focal_loss(
         `[...]`, one value per row, float32 (float64 for float64 logits), at least 0.
 
     Raises:
-        TypeError: the logits are not floating point.
+        TypeError: the logits are not floating point, or a hyperparameter is no number.
         ValueError: gamma, alpha or labels have a known value out of range, alpha is not one per class, `labels` would
             enlarge `logits` when broadcast, or has the shape of class ids.
 
@@ -94,7 +94,7 @@ def softmax_focal_loss_with_integer_labels(
         `[...]`, float32 (float64 for float64 logits), at least 0.
 
     Raises:
-        TypeError: the logits are not floating point, or the labels not integers.
+        TypeError: the logits are not floating point, the labels not integers, or a hyperparameter is no number.
         ValueError: gamma, alpha or a class id has a known value out of range, alpha is not one per class, or `labels`
             is not one class id a row.
 

@@ -15,7 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from focaljax.losses.checks import as_labels, as_loss_dtype, check_alpha, check_at_least_0, check_fraction, known_values
+from focaljax.losses.checks import (
+    as_labels,
+    as_loss_dtype,
+    check_above_0,
+    check_alpha,
+    check_at_least_0,
+    check_fraction,
+    check_is_finite,
+)
 from focaljax.losses.numerics import (
     Hyperparameter,
     StaticNumber,
@@ -63,7 +71,7 @@ def focal_loss_star(
         One value per element, float32 (float64 for float64 logits), at least 0.
 
     Raises:
-        TypeError: the logits are not floating point.
+        TypeError: the logits are not floating point, or a hyperparameter is no number.
         ValueError: a hyperparameter or label is known to be out of range, or shapes do not fit.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), appendix A, where alpha is left out.
@@ -73,9 +81,8 @@ def focal_loss_star(
         0.156631
     """
     x, y = _checked(logits, labels)
-    known = known_values(gamma)
-    if known is not None and not ((known > 0) & (known < math.inf)).all():
-        raise ValueError(f"gamma must be greater than 0 and finite, got {gamma}: it divides the loss")
+    check_above_0("gamma", gamma)  # it divides the loss
+    check_is_finite("beta", beta)
     check_alpha(alpha, x.shape[-1] if x.ndim else None)
     return _star_of(x, y, as_array(alpha, x.dtype), as_hyperparameter(gamma, x.dtype), as_hyperparameter(beta, x.dtype))
 
@@ -135,6 +142,8 @@ def varifocal_loss(logits: ArrayLike, labels: ArrayLike, *, alpha: ArrayLike = 0
         0.129965 0.554518
     """
     x, y = _checked(logits, labels)
+    if alpha is None:
+        raise TypeError("alpha must be a number or one per class, got None: 1.0 weights the negatives as the others")
     check_alpha(alpha, x.shape[-1] if x.ndim else None, at_most=math.inf)
     check_at_least_0("gamma", gamma)
     return _varifocal_of(x, y, jnp.asarray(alpha, x.dtype), as_hyperparameter(gamma, x.dtype))
@@ -253,6 +262,7 @@ def poly1_focal_loss(
         0.298287
     """
     x, y = _checked(logits, labels)
+    check_is_finite("epsilon", epsilon)
     check_at_least_0("gamma", gamma)
     check_alpha(alpha, x.shape[-1] if x.ndim else None)
     epsilon = jnp.asarray(epsilon, x.dtype)

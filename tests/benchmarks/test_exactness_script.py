@@ -6,6 +6,8 @@ import mpmath
 import numpy as np
 import pytest
 
+from tests.losses import exact as bars
+
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -35,6 +37,15 @@ def test_reference_and_its_derivatives_are_those_of_the_definition(gamma):
                 function = lambda x: definition(x, mpmath.mpf(label), 0.25, mpmath.mpf(gamma))  # noqa: B023, E731
                 expected = [float(mpmath.diff(function, x, n, h=mpmath.mpf(10) ** -60)) for n in range(3)]
             np.testing.assert_allclose(exact(logit, label, 0.25, gamma), expected, rtol=1e-14, atol=1e-300)
+
+
+def test_the_page_holds_the_library_to_the_bars_of_its_tests():
+    import exactness_reference as page
+
+    assert set(bars.LOGITS.tolist()) <= {page.as_float32(x) for x in page.LOGITS}
+    assert (page.GAMMAS, page.ALPHAS) == (bars.GAMMAS, bars.ALPHAS)
+    assert tuple(page.as_float32(y) for y in page.LABELS) == bars.LABELS
+    assert (page.NEAR, page.BOUND_NEAR, page.BOUND_FAR) == (bars.NEAR, bars.RELATIVE_NEAR, bars.RELATIVE_FAR)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS / "peers"))
         patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("loss", "interleaved", "batch")}
+        yield {name: importlib.import_module(name) for name in ("loss", "interleaved", "batch", "report")}
 
 
 def run_benchmark(folder, packages, *flags):
@@ -160,7 +160,7 @@ def test_contestants_that_differ_are_named(modules, quantity, wrong, key):
     answers = {"focaljax/ids": ANSWER, "optax": ANSWER}
     answers[key] = ANSWER | {quantity: wrong}
     # Ours is the measure of the others, so that most faults of it appear as theirs.
-    with pytest.raises(modules["loss"].DisagreementError, match=quantity):
+    with pytest.raises(modules["report"].DisagreementError, match=quantity):
         modules["loss"].check_agreement(answers, "float32")
 
 

@@ -19,7 +19,7 @@ def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS / "peers"))
         patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("nms", "nms_boxes")}
+        yield {name: importlib.import_module(name) for name in ("nms", "nms_boxes", "report")}
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_result_says_where_and_on_what_it_was_measured(small_run):
 
 def test_indices_told_by_the_scores_are_those_of_plain_loops(modules):
     library = object.__new__(importlib.import_module("nms_with_jax").Library)
-    library._num_classes, library._iou_threshold, library._dtype, library._seed = 2, 0.5, "float32", 1
-    library._jax = importlib.import_module("jax")
+    library._num_classes, library._iou_threshold, library._seed = 2, 0.5, 1
+    library.jax = importlib.import_module("jax")
     answer = library.answer(library.build("focaljax/80/30"))
     assert answer["kept"] == greedy(*modules["nms_boxes"].synthetic_candidates(80, 2, 1), 0.5)[:30]
 
@@ -105,7 +105,7 @@ def test_contestants_that_keep_other_boxes_end_the_benchmark(modules):
         ([3, 2, 1], "row 1 is box 1 of ours and 2 of theirs"),
         ([3, 1], "keeps 3 boxes, torchvision 2; row 2 is box 2 of ours and None of theirs"),
     ):
-        with pytest.raises(modules["nms"].DisagreementError, match=message):
+        with pytest.raises(modules["report"].DisagreementError, match=message):
             check("9/all", reports([3, 1, 2], theirs))
 
 

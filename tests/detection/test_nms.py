@@ -208,6 +208,19 @@ def test_overlap_does_not_depend_on_the_unit(function, size):
         np.testing.assert_allclose(found.scores[:3], expected[:max_detections][:3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("garbage", [0.0, 1e30, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("function", [nms, linear])
+def test_what_stands_in_padding_rows_has_no_influence(function, garbage):
+    # In fractions of the image, where a change of unit would make the areas 0.
+    boxes = np.float32([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.45], [garbage] * 4])
+    for max_detections in (1, 3):
+        found = function(
+            boxes, np.float32([0.9, 0.8, 0]), np.zeros(3, int), iou_threshold=0.5, max_detections=max_detections
+        )
+        expected = [0.9, 0, 0] if function is nms else [0.9, 0.8 * 0.1, 0]
+        np.testing.assert_allclose(found.scores, expected[:max_detections], rtol=1e-5)
+
+
 def test_boxes_without_area_suppress_nothing():
     boxes = np.float32([[2, 2, 2, 2], [2, 2, 2, 2], [0, 0, 4, 4], [3, 3, 1, 1]])  # the last is inside out
     found = nms(boxes, np.float32([0.9, 0.8, 0.7, 0.6]), np.zeros(4, int), iou_threshold=0.0, max_detections=4)

@@ -1,7 +1,9 @@
-"""The sigmoid focal loss to 50 digits, from its definition in probabilities, and its difference quotients."""
+"""The sigmoid focal loss to 50 digits, from its definition in probabilities; how near float32 has to come."""
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import mpmath
 import numpy as np
 
@@ -10,6 +12,10 @@ LOGITS = np.array([-size for size in reversed(SIZES)] + [0.0, *SIZES], np.float3
 GAMMAS = (0.0, 1e-3, 0.1, 0.5, 1.0, 1.5, 2.0, 5.0)
 ALPHAS = (None, 0.25, 0.9)
 LABELS = (0.0, 1.0, float(np.float32(0.3)))
+# The bars of the library, for float32: a few roundings up to |logit| = 20, where logarithms are small numbers, and
+# |logit| times a rounding beyond.
+NEAR, RELATIVE_NEAR, RELATIVE_FAR = 20.0, 4e-6, 4e-5
+SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 def weight(label, alpha):
@@ -40,3 +46,25 @@ def focal(logit, label, gamma):
 def focal_of(logits, label, alpha, gamma):
     """Returns value, first and second derivative `[3, L]` in float64."""
     return weight(label, alpha) * np.array([focal(float(x), label, gamma) for x in logits]).T
+
+
+def assert_exact(actual, expected, logits, message, *, floor=SMALLEST_NORMAL):
+    """Fails unless each float32 is finite and as close to the truth as the bars ask, or to within the floor."""
+    assert np.isfinite(actual).all(), message
+    allowed = np.where(np.abs(logits) <= NEAR, RELATIVE_NEAR, RELATIVE_FAR) * np.abs(expected)
+    is_off = np.abs(np.asarray(actual, np.float64) - expected) > np.maximum(allowed, floor)
+    assert not is_off.any(), f"{message}, logits {logits[is_off]}: {actual[is_off]}, not {expected[is_off]}"
+
+
+def value_slope_and_curvatures(loss):
+    """A compiled function of logits and further arguments: per element the loss and three of its derivatives."""
+
+    def all_of(logits, *args):
+        def slope(x):
+            return jax.grad(lambda x: loss(x, *args).sum())(x)
+
+        forward_over_reverse = jax.jvp(slope, (logits,), (jnp.ones_like(logits),))[1]
+        reverse_over_reverse = jax.grad(lambda x: slope(x).sum())(logits)
+        return loss(logits, *args), slope(logits), forward_over_reverse, reverse_over_reverse
+
+    return jax.jit(all_of)

@@ -1,4 +1,4 @@
-"""The focal loss on logits: exact, finite, and what JAX's transformations make of it."""
+"""The focal loss on logits: exact, finite, of every type; what transformations make of it: test_transformations."""
 
 import functools
 import math
@@ -6,11 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec
 
 from focaljax.losses import (
     balanced_cross_entropy,
@@ -21,48 +19,15 @@ from focaljax.losses import (
 )
 from tests.losses import exact
 
-# The bars of the library, for float32: a few roundings up to |logit| = 20, where logarithms are small numbers, and
-# |logit| times a rounding beyond.
-NEAR, RELATIVE_NEAR, RELATIVE_FAR = 20.0, 4e-6, 4e-5
-SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-
-
-def assert_exact(actual, expected, logits, message):
-    """Fails unless each float32 is as close to the truth as the bars ask, where the truth is a normal float32."""
-    assert np.isfinite(actual).all(), message
-    allowed = np.where(np.abs(logits) <= NEAR, RELATIVE_NEAR, RELATIVE_FAR) * np.abs(expected)
-    error = np.abs(np.asarray(actual, np.float64) - expected)
-    is_off = error > np.maximum(allowed, SMALLEST_NORMAL)
-    assert not is_off.any(), f"{message}, logits {logits[is_off]}: {actual[is_off]}, not {expected[is_off]}"
-
-
-def value_slope_and_curvatures(loss):
-    """A compiled function of logits and further arguments: per element the loss and three of its derivatives."""
-
-    def all_of(logits, *args):
-        ones = jnp.ones_like(logits)
-
-        def at(x):
-            return loss(x, *args)
-
-        def slope(x):
-            return jax.grad(lambda x: at(x).sum())(x)
-
-        forward_over_reverse = jax.jvp(slope, (logits,), (ones,))[1]
-        reverse_over_reverse = jax.grad(lambda x: slope(x).sum())(logits)
-        return at(logits), slope(logits), forward_over_reverse, reverse_over_reverse
-
-    return jax.jit(all_of)
-
 
 @functools.cache
 def with_known(alpha, gamma):
-    return value_slope_and_curvatures(functools.partial(sigmoid_focal_loss, alpha=alpha, gamma=gamma))
+    return exact.value_slope_and_curvatures(functools.partial(sigmoid_focal_loss, alpha=alpha, gamma=gamma))
 
 
 # alpha and gamma are traced, so that one program serves all their values.
-plain = value_slope_and_curvatures(lambda logits, labels, gamma: sigmoid_focal_loss(logits, labels, gamma=gamma))
-weighted = value_slope_and_curvatures(
+plain = exact.value_slope_and_curvatures(lambda logits, labels, gamma: sigmoid_focal_loss(logits, labels, gamma=gamma))
+weighted = exact.value_slope_and_curvatures(
     lambda logits, labels, alpha, gamma: sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
 )
 integer = jax.jit(sigmoid_focal_loss_with_integer_labels, static_argnames=("alpha", "gamma", "label_smoothing"))
@@ -88,8 +53,8 @@ def test_value_and_derivatives_equal_fifty_digit_arithmetic(gamma, is_traced):
             value, slope, *curvatures = (np.asarray(part) for part in actual)
             expected = exact.focal_of(exact.LOGITS, label, alpha, gamma)
             case = f"label {label:.1f}, alpha {alpha}"
-            assert_exact(value, expected[0], exact.LOGITS, f"value, {case}")
-            assert_exact(slope, expected[1], exact.LOGITS, f"slope, {case}")
+            exact.assert_exact(value, expected[0], exact.LOGITS, f"value, {case}")
+            exact.assert_exact(slope, expected[1], exact.LOGITS, f"slope, {case}")
             for curvature in curvatures:
                 np.testing.assert_allclose(curvature, expected[2], rtol=1e-4, atol=1e-6, err_msg=f"curvature, {case}")
 
@@ -130,7 +95,7 @@ def test_the_gradient_is_the_paper_s_appendix():
             closed = sigmoid_focal_loss_gradient(logits, label, alpha=0.25, gamma=gamma)
             automatic = with_known(0.25, gamma)(logits, np.full_like(logits, label))[1]
             # Fused and unfused code may round the last bits differently.
-            np.testing.assert_allclose(closed, automatic, rtol=2e-6, atol=SMALLEST_NORMAL)
+            np.testing.assert_allclose(closed, automatic, rtol=2e-6, atol=exact.SMALLEST_NORMAL)
 
 
 # Limits
@@ -207,6 +172,12 @@ def test_derivatives_by_alpha_gamma_and_labels_equal_difference_quotients(label)
             np.testing.assert_allclose(np.sum(by_grad), by_jvp.sum(), rtol=1e-9)
 
 
+def test_a_label_of_one_half_has_no_derivative_by_alpha():
+    logits = np.array([-math.inf, -3.0, 0.0, math.inf], np.float32)
+    by_alpha = jax.jacrev(lambda alpha: sigmoid_focal_loss(logits, 0.5, alpha=alpha))(0.25)
+    np.testing.assert_array_equal(by_alpha, np.zeros(4))
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1e-3, 0.5, 2.0, 5.0])
 def test_derivatives_by_alpha_and_gamma_are_finite_at_saturated_logits(gamma):
     logits = np.array([-1e30, -1e4, -100, -20, 0, 20, 100, 1e4, 1e30], np.float32)
@@ -242,7 +213,7 @@ def test_the_derivative_by_broadcast_labels_has_their_shape():
 def test_more_focus_never_costs_more(logit, label, gamma):
     less, *_ = plain(np.float32([logit]), np.float32([label]), gamma)
     more, *_ = plain(np.float32([logit]), np.float32([label]), gamma + 0.5)
-    assert 0 <= more <= less * (1 + RELATIVE_FAR) + SMALLEST_NORMAL
+    assert 0 <= more <= less * (1 + exact.RELATIVE_FAR) + exact.SMALLEST_NORMAL
 
 
 @given(logit=st.floats(-(2.0**100), 2.0**100, width=32), gamma=st.sampled_from([0.0, 0.5, 2.0]))
@@ -251,31 +222,6 @@ def test_swapping_labels_and_sign_changes_nothing(logit, gamma):
     as_zero = plain(np.float32([-logit]), np.float32([0.0]), gamma)
     np.testing.assert_array_equal(as_one[0], as_zero[0])
     np.testing.assert_array_equal(as_one[1], -as_zero[1])
-
-
-# Peers, where they are right
-
-
-@pytest.mark.parametrize("alpha", [None, 0.25])
-def test_equals_optax_where_optax_is_accurate(alpha):
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(64, 3), scale=3).astype(np.float32)
-    labels = (random.random((64, 3)) < 0.3).astype(np.float32)
-    labels[:8] = 0.3
-    ours, theirs = (
-        jax.jit(jax.vjp, static_argnums=0)(functools.partial(loss, labels=labels, alpha=alpha, gamma=2.0), logits)
-        for loss in (sigmoid_focal_loss, optax.sigmoid_focal_loss)
-    )
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=4e-6)
-    np.testing.assert_allclose(ours[1](np.ones((64, 3)))[0], theirs[1](np.ones((64, 3)))[0], rtol=1e-5, atol=1e-8)
-
-
-def test_gamma_zero_equals_optax_cross_entropy():
-    logits = np.linspace(-100, 100, 64, dtype=np.float32)
-    labels = np.tile(np.float32([0, 1, 0.3, 0.7]), 16)
-    expected = optax.sigmoid_binary_cross_entropy(logits, labels)
-    np.testing.assert_allclose(sigmoid_cross_entropy(logits, labels), expected, rtol=1e-6)
-    np.testing.assert_array_equal(sigmoid_cross_entropy(logits, labels), sigmoid_focal_loss(logits, labels, gamma=0))
 
 
 def test_balanced_cross_entropy_weights_the_two_labels():
@@ -298,61 +244,6 @@ def test_a_soft_label_weights_the_cross_entropy_by_the_mean_miss():
     np.testing.assert_allclose(loss, 0.6 * 0.25 * math.log(2), rtol=1e-6)
 
 
-# JAX's transformations
-
-
-def test_jit_vmap_and_checkpoint_equal_the_plain_call():
-    labels = np.tile(np.float32(exact.LABELS), 13)[: exact.LOGITS.size]
-    direct = sigmoid_focal_loss(exact.LOGITS, labels, alpha=0.25)
-
-    def loss(x, y):
-        return sigmoid_focal_loss(x, y, alpha=0.25)
-
-    for other in (jax.jit(loss), jax.vmap(loss), jax.jit(jax.vmap(loss)), jax.checkpoint(loss)):
-        # Fused and unfused code may round the last bits differently.
-        np.testing.assert_allclose(other(exact.LOGITS, labels), direct, rtol=1e-6, atol=SMALLEST_NORMAL)
-    slope = jax.grad(lambda x: loss(x, labels).sum())(exact.LOGITS)
-    again = jax.grad(lambda x: jax.checkpoint(loss)(x, labels).sum())(exact.LOGITS)
-    np.testing.assert_allclose(again, slope, rtol=2e-6, atol=SMALLEST_NORMAL)
-
-
-def test_the_hessian_is_diagonal_and_equal_by_both_orders():
-    logits, labels = np.float32([-3.0, 0.0, 0.5, 20.0]), np.float32([1, 0, 0.3, 1])
-
-    def total(x):
-        return sigmoid_focal_loss(x, labels, alpha=0.25).sum()
-
-    hessian = jax.jit(jax.hessian(total))(logits)
-    np.testing.assert_array_equal(hessian, np.diag(np.diag(hessian)))
-    expected = [
-        exact.weight(y, 0.25) * exact.focal(x, y, 2.0)[2] for x, y in zip(logits.tolist(), labels.tolist(), strict=True)
-    ]
-    np.testing.assert_allclose(np.diag(hessian), expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(jax.jit(jax.jacrev(jax.grad(total)))(logits), hessian, rtol=1e-5, atol=1e-8)
-
-
-def test_a_third_derivative_is_finite_and_right():
-    third = jax.jit(jax.vmap(jax.grad(jax.grad(jax.grad(lambda x, y: sigmoid_focal_loss(x, y))))))
-    logits = np.float32([-1e4, -100.0, 0.5, 100.0, 1e4] * 2)
-    derivative = third(logits, np.repeat(np.float32([0.0, 1.0]), 5))
-    assert np.isfinite(derivative).all()
-    quotient = (exact.focal(0.51, 0.0, 2.0)[2] - exact.focal(0.49, 0.0, 2.0)[2]) / 0.02
-    np.testing.assert_allclose(derivative[2], quotient, rtol=1e-3)
-
-
-def test_shard_map_over_eight_devices_equals_one_device(mesh_of_eight):
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(8, 6, 3), scale=5).astype(np.float32)
-    labels = (random.random((8, 6, 3)) < 0.3).astype(np.float32)
-    split = PartitionSpec("data")
-
-    def slope(x, y):
-        return jax.grad(lambda x: sigmoid_focal_loss(x, y, alpha=0.25).sum())(x)
-
-    over_devices = jax.shard_map(slope, mesh=mesh_of_eight, in_specs=(split, split), out_specs=split)
-    np.testing.assert_allclose(jax.jit(over_devices)(logits, labels), jax.jit(slope)(logits, labels), rtol=1e-6)
-
-
 # Types
 
 
@@ -363,7 +254,7 @@ def test_half_precision_logits_give_the_float32_loss_of_the_same_numbers(dtype):
     value, slope, *_ = plain(logits, labels, 2.0)
     expected_value, expected_slope, *_ = plain(np.asarray(logits, np.float32), labels, 2.0)
     assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, expected_value, rtol=1e-6, atol=SMALLEST_NORMAL)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6, atol=exact.SMALLEST_NORMAL)
     assert slope.dtype == dtype
     np.testing.assert_array_equal(slope, expected_slope.astype(dtype))
 
@@ -391,6 +282,7 @@ def test_no_anchors_give_an_empty_loss():
         ({"gamma": math.nan}, "gamma must be at least 0 and finite, got nan"),
         ({"gamma": math.inf}, "gamma must be at least 0 and finite, got inf"),
         ({"gamma": jnp.float32(-0.5)}, "gamma must be at least 0 and finite, got -0.5"),
+        ({"gamma": np.array([2.0, 1.0, 0.0])}, r"gamma has shape \(3,\), expected a number: for several values vmap"),
         ({"alpha": 2.0}, "alpha must be in .*got 2.0"),
         ({"alpha": -1}, "None for no weights"),  # torchvision's way to say so
         ({"alpha": np.array([0.5, 0.5, 1.5])}, r"alpha must be in \[0, 1\], got \[0.5 0.5 1.5\]"),
@@ -400,6 +292,14 @@ def test_no_anchors_give_an_empty_loss():
 def test_impossible_hyperparameters_are_refused(loss, hyperparameters, message):
     with pytest.raises(ValueError, match=message):
         loss(np.zeros((2, 3)), np.zeros((2, 3)), **hyperparameters)
+
+
+def test_hyperparameters_that_are_no_numbers_are_refused():
+    for gamma in (None, "2"):
+        with pytest.raises(TypeError, match=f"gamma must be a number at least 0 and finite, got {gamma!r}"):
+            sigmoid_focal_loss(np.zeros(2), np.zeros(2), gamma=gamma)
+    with pytest.raises(TypeError, match="alpha must be a number, one per class, or None for no weights, got 'auto'"):
+        sigmoid_focal_loss(np.zeros(2), np.zeros(2), alpha="auto")
 
 
 def test_integer_logits_are_refused():
