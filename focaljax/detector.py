@@ -8,20 +8,19 @@ from typing import Any, Self
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from focaljax.data.coco_categories import BY_CATEGORY_ID, CATEGORY_IDS, WITHOUT_GAPS
 from focaljax.data.images import decode_upright_image
 from focaljax.data.views import MakeView, shortest_edge_view, view_batches
 from focaljax.evaluation.detections import ImageDetections
-from focaljax.evaluation.inference import VIEW_KEYS, TestTimeAugmentation, make_predict_step
+from focaljax.evaluation.inference import THRESHOLDS, VIEW_KEYS, TestTimeAugmentation, make_predict_step
 from focaljax.evaluation.prediction import predict_batches
 from focaljax.models.pretrained import load_variables
 from focaljax.models.resnet import RESNETS
 from focaljax.models.retinanet import RetinaNet
-from focaljax.models.variables import check_variables, infer_model
-from focaljax.models.variants import VARIANTS, Preprocessing, Variant
+from focaljax.models.variables import check_complete
+from focaljax.models.variants import VARIANTS, Preprocessing, Variant, variant_named
 from focaljax.models.weight_names import WeightsError
 from focaljax.training import mesh as meshes
 
@@ -136,7 +135,8 @@ class Detector:
                 published COCO weights want; 1e-5 where v1's normalisation was live in training. Give 1e-5 for a v1 that
                 was trained with torchvision from an ImageNet backbone: the file does not tell.
             preprocessing: instead of the variant's, such as for smaller images.
-            thresholds: instead of some of the variant's, see `focaljax.detection.postprocess`.
+            thresholds: instead of some of the variant's, or to choose soft-NMS (`suppression`, `soft_sigma`); see
+                `focaljax.detection.postprocess`.
             tta: see `__init__`.
             batch_size: see `__init__`.
             mesh: see `__init__`.
@@ -148,23 +148,19 @@ class Detector:
         loaded = load_variables(pathlib.Path(path))
         if loaded.source == "torchvision_classifier" or "fpn" not in loaded.variables["params"]:
             raise WeightsError(f"{path} holds a backbone without pyramid and heads: train a detector from it first")
-        found = infer_model(loaded.variables)
+        try:
+            found = check_complete(loaded.variables)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
         name = variant or recognize_variant(loaded.source, found, path)
-        chosen = _variant(name)
+        chosen = variant_named(name)
         attributes = _model_attributes(path, name, chosen, found)
         attributes["norm_epsilon"] = _norm_epsilon(norm_epsilon, name, attributes)
         model = RetinaNet(**attributes)
-        shapes = jax.eval_shape(
-            functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3))
-        )
-        try:
-            check_variables(loaded.variables, shapes)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from None
-        names, category_ids = _classes(loaded.source, name, model.num_classes, class_names)
-        unknown = set(thresholds or {}) - set(chosen.thresholds)
+        names = _class_names(name, model.num_classes, class_names)
+        unknown = sorted(set(thresholds or {}) - set(THRESHOLDS))
         if unknown:
-            raise ValueError(f"thresholds must be some of {', '.join(chosen.thresholds)}, got {', '.join(unknown)}")
+            raise ValueError(f"thresholds must be some of {', '.join(THRESHOLDS)}, got {', '.join(unknown)}")
         preprocessing = preprocessing or chosen.preprocessing
         return cls(
             model,
@@ -184,7 +180,7 @@ class Detector:
                 "channel_order": preprocessing.channel_order,
             },
             class_names=names,
-            category_ids=category_ids,
+            category_ids=_category_ids(name, model.num_classes),
             tta=tta,
             batch_size=batch_size,
             mesh=mesh,
@@ -236,8 +232,8 @@ class Detector:
             ValueError: an array has another shape.
             UnreadableImageError: a file cannot be decoded.
         """
-        # A single array would otherwise be taken for a list of its rows.
-        is_single = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 0) == 3
+        # A single array would otherwise be taken for a list of its rows; one of two axes is refused as an image.
+        is_single = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 0) in (2, 3)
         several: Sequence[Any] = [images] if is_single else images  # type: ignore[assignment]
         found = self.stream((index, _as_array(image, index)) for index, image in enumerate(several))
         return sorted(found, key=lambda detections: detections.image_id)
@@ -245,7 +241,7 @@ class Detector:
     def stream(self, images: Iterable[tuple[int, np.ndarray]]) -> Iterator[ImageDetections]:
         """Yields the objects in each image as soon as its batch is done: not in the order of the images.
 
-        Few images are held at a time, however many there are.
+        Fewer than 16 batches of images, resized, wait for others of their shape at a time, however many there are.
 
         Args:
             images: pairs of an id and an image, uint8 `[H, W, 3]`, RGB.
@@ -275,27 +271,22 @@ def recognize_variant(source: str, attributes: Mapping[str, Any], path: str | os
     if source == "torchvision":
         if attributes["head_norm"] == "group_norm":
             return "torchvision_v2"
-        return "mlperf" if attributes["backbone"] == "resnext50_32x4d" else "torchvision_v1"
+        mlperf = {"backbone": "resnext50_32x4d", "num_classes": VARIANTS["mlperf"].num_classes}
+        return "mlperf" if mlperf.items() <= attributes.items() else "torchvision_v1"
     raise WeightsError(
         f"{path} has focaljax's own names, which do not say how images are prepared and where anchors are: name the "
         f"variant ({', '.join(VARIANTS)}), or use the workdir of the run"
     )
 
 
-def _variant(name: str) -> Variant:
-    if name not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {name!r}")
-    return VARIANTS[name]
-
-
-def _model_attributes(path: Image, name: str, variant: Variant, found: dict[str, Any]) -> dict[str, Any]:
+def _model_attributes(
+    path: str | os.PathLike[str], name: str, variant: Variant, found: dict[str, Any]
+) -> dict[str, Any]:
     """Returns the attributes of the model: the variant's, and over them what the weights show.
 
     Raises:
-        WeightsError: the weights are not of this variant, or of no known backbone.
+        WeightsError: the weights are not of this variant.
     """
-    if found["backbone"] is None:
-        raise WeightsError(f"{path}: the backbone has the shapes of none that is known")
     wanted = {**variant.model, "anchors_per_position": variant.anchors_per_position}
     wrong = [
         f"{key} {found[key]!r}, not {wanted[key]!r}"
@@ -319,24 +310,30 @@ def _norm_epsilon(given: float | None, name: str, attributes: Mapping[str, Any])
     return _TORCH_NORM_EPSILON if is_live_v1 else attributes["norm_epsilon"]
 
 
-def _classes(
-    source: str, variant: str, num_classes: int, names: Sequence[str] | None
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Returns K names and K category ids, in label order."""
-    is_by_category = source == "torchvision" or variant.startswith("torchvision")
-    is_coco = names is None
-    # torchvision's labels are the data set's own category ids; COCO's ids start at 1.
-    category_ids = tuple(range(num_classes)) if is_by_category else tuple(range(1, num_classes + 1))
-    if is_coco and is_by_category and num_classes == len(BY_CATEGORY_ID):
-        return BY_CATEGORY_ID, category_ids
-    if is_coco and variant.startswith("detectron2") and num_classes == len(WITHOUT_GAPS):
-        return WITHOUT_GAPS, CATEGORY_IDS
-    if names is None:
-        return tuple(f"class {label}" for label in range(num_classes)), category_ids
-    if isinstance(names, str) or len(names) != num_classes:
-        background = "; torchvision's class 0 is the background and needs a name too" if is_by_category else ""
-        raise ValueError(f"class_names has {len(names)} entries, the weights have {num_classes} classes{background}")
-    return tuple(names), category_ids
+def _class_names(variant: str, num_classes: int, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns K names in label order: those given, or COCO's for a variant that was published for it."""
+    is_torchvision = variant.startswith("torchvision")
+    if given is None:
+        if is_torchvision and num_classes == len(BY_CATEGORY_ID):
+            return BY_CATEGORY_ID
+        if variant.startswith("detectron2") and num_classes == len(WITHOUT_GAPS):
+            return WITHOUT_GAPS
+        return tuple(f"class {label}" for label in range(num_classes))
+    if isinstance(given, str) or len(given) != num_classes:
+        background = "; torchvision's class 0 is the background and needs a name too" if is_torchvision else ""
+        raise ValueError(f"class_names has {len(given)} entries, the weights have {num_classes} classes{background}")
+    return tuple(given)
+
+
+def _category_ids(variant: str, num_classes: int) -> tuple[int, ...]:
+    """Returns the data set's id of each label, the same whatever names the file and the classes have."""
+    # torchvision and MLPerf train on the data set's ids as they stand: COCO's are 1..90, MLPerf's of OpenImages 0..263.
+    if variant.startswith(("torchvision", "mlperf")):
+        return tuple(range(num_classes))
+    # detectron2 counts the classes in the order of their ids.
+    if variant.startswith("detectron2") and num_classes == len(CATEGORY_IDS):
+        return CATEGORY_IDS
+    return tuple(range(1, num_classes + 1))
 
 
 def _as_array(image: Any, index: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from focaljax.data.example import UnreadableImageError
 from focaljax.detection import postprocess, pyramid_anchors
 from focaljax.detector import TestTimeAugmentation, recognize_variant
 from focaljax.evaluation.drawing import write_image
+from focaljax.models.pretrained import from_torchvision
 from focaljax.models.variables import flatten_variables
 from focaljax.models.variants import VARIANTS
 from focaljax.models.weight_files import write_weights
@@ -53,7 +54,9 @@ def folder(tmp_path_factory):
         "tiny": flatten_variables(small_detectors.tiny_variables()),
         "v1": v1,
         "live": v1 | counters,
-        "v2": small_detectors.state_dict(p6_from="c5", head_norm="group_norm", head_channels=128, num_classes=5),
+        "v2": small_detectors.state_dict(
+            p6_from="c5", head_norm="group_norm", fpn_channels=128, head_channels=128, num_classes=5
+        ),
         "detectron2": state_dicts.detectron2(small_detectors.state_dict(p6_from="c5", num_classes=80)),
         "classifier": {name.removeprefix("backbone.body."): v1[name] for name in v1 if "body" in name},
     }
@@ -169,6 +172,11 @@ def test_what_is_no_image_is_named_by_its_place(plain, image, error, words):
         plain([*images((48, 60)), image])
 
 
+def test_one_grey_image_is_not_taken_for_a_list_of_its_rows(plain):
+    with pytest.raises(ValueError, match=r"image 0 has shape \(48, 60\), expected \[H, W, 3\]"):
+        plain(np.zeros((48, 60), np.uint8))
+
+
 def test_unreadable_file_is_named(plain, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match=r"bad\.png"):
@@ -192,7 +200,10 @@ def test_depth_and_groups_tell_resnet101_of_detectron2_and_mlperf():
     of = {"head_norm": None, "backbone": "resnet101"}
     assert recognize_variant("detectron2", of) == "detectron2_r101"
     assert recognize_variant("torchvision", of) == "torchvision_v1"
-    assert recognize_variant("torchvision", of | {"backbone": "resnext50_32x4d"}) == "mlperf"
+    resnext = of | {"backbone": "resnext50_32x4d"}
+    assert recognize_variant("torchvision", resnext | {"num_classes": 264}) == "mlperf"
+    # A torchvision model of one's own, whose images are not stretched.
+    assert recognize_variant("torchvision", resnext | {"num_classes": 91}) == "torchvision_v1"
 
 
 def test_norm_epsilon_given_wins(folder):
@@ -216,6 +227,37 @@ def test_class_names_are_cocos_for_its_detectors_and_numbers_for_others(folder):
 
 
 @pytest.mark.parametrize(
+    ("variant", "num_classes", "id_of_label"),
+    [
+        # COCO's ids end at 90 and have gaps, the first at 12; MLPerf's of OpenImages are 0..263.
+        ("torchvision_v1", 91, {1: 1, 13: 13, 90: 90}),
+        ("torchvision_v2", 91, {1: 1, 13: 13, 90: 90}),
+        ("detectron2_r50", 80, {0: 1, 10: 11, 11: 13, 79: 90}),
+        ("detectron2_r101", 80, {0: 1, 10: 11, 11: 13, 79: 90}),
+        ("mlperf", 264, {0: 0, 263: 263}),
+        # Other data: torchvision's labels are its ids; else ids count from 1.
+        ("torchvision_v1", 5, {4: 4}),
+        ("detectron2_r50", 5, {0: 1, 4: 5}),
+    ],
+)
+def test_category_ids_are_those_of_the_variant_whatever_the_names(tmp_path, variant, num_classes, id_of_label):
+    model = {"num_classes": num_classes, "p6_from": VARIANTS[variant].model["p6_from"]}
+    if variant == "torchvision_v2":
+        model |= {"head_norm": "group_norm", "fpn_channels": 128, "head_channels": 128}
+    state_dict = small_detectors.state_dict(**model)
+    named = {"torchvision": state_dict, "focaljax": flatten_variables(from_torchvision(state_dict))}
+    if variant.startswith("detectron2"):
+        named["detectron2"] = state_dicts.detectron2(state_dict)
+    own = [f"class {label} of mine" for label in range(num_classes)]
+    for source, weights in named.items():
+        write_weights(tmp_path / f"{source}.npz", weights)
+        for class_names in (None, own):
+            detector = Detector.from_weights(tmp_path / f"{source}.npz", variant=variant, class_names=class_names)
+            found = {label: detector.category_ids[label] for label in id_of_label}
+            assert found == id_of_label, source
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
         ("nothing", {}, "does not exist"),
@@ -223,12 +265,25 @@ def test_class_names_are_cocos_for_its_detectors_and_numbers_for_others(folder):
         ("v1", {"variant": "torchvision_v3"}, "variant must be one of paper"),
         ("v1", {"variant": "torchvision_v2"}, "p6_from 'p5', not 'c5'; head_norm None, not 'group_norm'"),
         ("v2", {"class_names": ["a", "b", "c", "d"]}, "class_names has 4 entries.*5 classes.*background"),
-        ("v1", {"thresholds": {"iou": 0.5}}, "thresholds must be some of score_threshold.*got iou"),
+        ("v1", {"variant": "mlperf", "class_names": ["a"]}, "class_names has 1 entries, the weights have 91 classes$"),
+        ("v1", {"thresholds": {"iou": 0.5}}, "thresholds must be some of score_threshold.*suppression.*got iou"),
     ],
 )
 def test_mistakes_are_named(folder, name, arguments, words):
     with pytest.raises(ValueError, match=words):
         Detector.from_weights(folder / f"{name}.npz", **arguments)
+
+
+def test_soft_suppression_by_a_threshold_equals_its_parts(folder, monkeypatch):
+    (image,) = images((48, 60))
+    soft = {"suppression": "gaussian", "soft_sigma": 0.3}
+    (found,) = Detector.from_weights(folder / "tiny.npz", **V1, thresholds=soft)(image)
+    (hard,) = Detector.from_weights(folder / "tiny.npz", **V1)(image)
+    assert np.max(np.abs(found.scores[:20] - hard.scores[:20])) > 1e-3
+    variant = VARIANTS["tiny_torchvision_v1"]
+    softer = dataclasses.replace(variant, thresholds={**variant.thresholds, **soft})
+    monkeypatch.setitem(VARIANTS, "soft", softer)
+    assert_same(found, *by_hand(image, "soft", norm_epsilon=0.0))
 
 
 # Everything that the network proposes, before any suppression.

@@ -150,10 +150,11 @@ def default_config() -> ConfigDict:
 
 
 def apply_variant(config: ConfigDict, name: str) -> None:
-    """Sets everything in which a published RetinaNet differs from others; what is set after it wins.
+    """Sets what a published RetinaNet has of its own; what is set after it wins.
 
     That is the model, its anchors, matching, loss, thresholds of the detections, and the pixels' mean, deviation and
-    order. Data, image size, optimiser and schedule stay as they are.
+    order. Of 'mlperf' it is the image size too; images are padded to it here, where the published one stretches them.
+    Data, other image sizes, optimiser and schedule stay as they are.
 
     Args:
         config: changed in place.
@@ -162,11 +163,12 @@ def apply_variant(config: ConfigDict, name: str) -> None:
     Raises:
         UsageError: the name is unknown.
     """
-    from focaljax.models.variants import VARIANTS
+    from focaljax.models.variants import variant_named
 
-    if name not in VARIANTS:
-        raise UsageError(f"unknown variant {name!r}{nearest(name, list(VARIANTS))}: one of {', '.join(VARIANTS)}")
-    variant = VARIANTS[name]
+    try:
+        variant = variant_named(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     pixels = ("pixel_mean", "pixel_std", "channel_order")
     groups = {
         "model": {**variant.model, "head_norm": variant.model["head_norm"] or "", "variant": name},
@@ -176,6 +178,8 @@ def apply_variant(config: ConfigDict, name: str) -> None:
         "eval": variant.thresholds,
         "data": {key: getattr(variant.preprocessing, key) for key in pixels},
     }
+    if not variant.preprocessing.keeps_aspect_ratio:  # one shape for all images
+        groups["data"]["image_size"] = (variant.preprocessing.min_size, variant.preprocessing.max_size)
     for group, settings in groups.items():
         config[group].update(settings)
     # Beside the settings, not one of them: it tells a variant that was applied from a name that was only written down.

@@ -24,46 +24,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from focaljax.cli import build
 from focaljax.cli.build import say
 from focaljax.cli.config import parse_flags
 from focaljax.cli.evaluate import load_detector, saved_run
 from focaljax.cli.main import UsageError
-from focaljax.cli.prediction import anchor_settings
+from focaljax.cli.prediction import anchor_settings, pixel_settings
 from focaljax.models.pretrained import (
+    NORMS,
+    SOURCES,
     LoadedWeights,
     WeightsError,
-    check_variables,
+    check_complete,
     flatten_variables,
-    import_weights,
-    infer_model,
-    read_weights,
+    load_variables,
     to_torchvision,
     write_weights,
 )
-from focaljax.models.retinanet import RetinaNet
+from focaljax.models.variants import VARIANTS
 from focaljax.training import mesh as meshes
 
 TARGETS = ("focaljax", "torchvision")
-
-_SOURCE_NAMES = {
-    "focaljax": "focaljax",
-    "torchvision": "a detector of torchvision",
-    "torchvision_classifier": "a classification network of torchvision",
-    "detectron2": "detectron2",
-}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
     flag_values = flags.FlagValues()
-    norms = ["batch_norm", "frozen_batch_norm"]
     flags.DEFINE_enum("to", None, TARGETS, "names to write", flag_values=flag_values)
-    flags.DEFINE_enum("norm", None, norms, "of the model that SRC is for", flag_values=flag_values)
+    flags.DEFINE_enum("norm", None, NORMS, "of the model that SRC is for", flag_values=flag_values)
     flags.DEFINE_bool("force", False, "overwrite DST", flag_values=flag_values)
     names = parse_flags(arguments, flag_values)
     if len(names) != 2:
@@ -79,7 +71,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _convert(source: pathlib.Path, destination: pathlib.Path, to: str | None, norm: str | None) -> int:
     weights = _weights_of_run(source, to, norm) if source.is_dir() else _weights_of_file(source, norm)
-    _say_what_is_mapped(weights)
+    try:
+        model = check_complete(weights.variables)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
+    _say_what_is_mapped(weights, model)
     if to is None:
         # torchvision's names stay: they tell `predict` which detector it has before it.
         to = "focaljax" if source.is_dir() or weights.source == "detectron2" else "torchvision"
@@ -95,13 +91,9 @@ def _convert(source: pathlib.Path, destination: pathlib.Path, to: str | None, no
 
 
 def _weights_of_file(path: pathlib.Path, norm: str | None) -> LoadedWeights:
-    state_dict = read_weights(path)
-    try:
-        weights = import_weights(state_dict, norm=norm)
-        say(f"read {path}: {len(state_dict)} arrays under the names of {_SOURCE_NAMES[weights.source]}")
-        _check_complete(weights.variables)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+    weights = load_variables(path, norm=norm)
+    count = len(jax.tree.leaves((weights.variables, weights.extra)))
+    say(f"read {path}: {count} arrays under {SOURCES[weights.source]} names")
     return weights
 
 
@@ -111,19 +103,35 @@ def _weights_of_run(workdir: pathlib.Path, to: str | None, norm: str | None) -> 
     config, workdir = saved_run(str(workdir), [])
     classes = build.load_classes(workdir)
     if to == "torchvision":
-        layout = anchor_settings(config).get("layout", "centered")
-        if layout != "torchvision":
-            raise UsageError(
-                f"{workdir} was trained with anchors of the layout {layout!r}; torchvision's anchors lie elsewhere, so "
-                "its boxes would be wrong with these weights; use --to=focaljax"
-            )
-        if getattr(build.make_model(config, len(classes.names)), "stride_in_1x1", False):
-            raise UsageError(
-                f"{workdir} has its strides in 1x1 convolutions, torchvision in 3x3 ones; use --to=focaljax"
-            )
+        _check_settings(config, workdir)
     step, variables, _ = load_detector(config, workdir, len(classes.names), meshes.make_mesh())
     say(f"read step {step} of the run {workdir}")
+    if to == "torchvision":
+        say(
+            "note: the file holds no settings; those of the run were "
+            f"norm_epsilon={config.model.norm_epsilon:g} (`focaljax predict --norm_epsilon`, torchvision's eps), "
+            f"image_size={config.data.image_size} and anchors of the sizes {config.anchors.sizes}"
+        )
     return LoadedWeights(jax.tree.map(np.asarray, variables), "focaljax", {})
+
+
+def _check_settings(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises if torchvision would give these weights other anchors or pixels, or stride elsewhere."""
+    published = VARIANTS["torchvision_v1"]
+    anchors, pixels = anchor_settings(config), published.preprocessing
+    if anchors["layout"] != "torchvision":
+        raise UsageError(
+            f"{workdir} was trained with anchors of the layout {anchors['layout']!r}; torchvision's anchors lie "
+            "elsewhere, so its boxes would be wrong with these weights; use --to=focaljax"
+        )
+    if config.model.stride_in_1x1:
+        raise UsageError(f"{workdir} has its strides in 1x1 convolutions, torchvision in 3x3 ones; use --to=focaljax")
+    expected = {"mean": pixels.pixel_mean, "std": pixels.pixel_std, "channel_order": pixels.channel_order}
+    if pixel_settings(config) != expected:
+        raise UsageError(
+            f"{workdir} was trained with the pixels {pixel_settings(config)}, torchvision's are {expected}; "
+            "use --to=focaljax"
+        )
 
 
 def _renamed(weights: LoadedWeights, to: str) -> dict[str, np.ndarray]:
@@ -138,18 +146,7 @@ def _renamed(weights: LoadedWeights, to: str) -> dict[str, np.ndarray]:
     return to_torchvision({**weights.variables, "extra": weights.extra})
 
 
-def _check_complete(variables: Mapping[str, Any]) -> None:
-    """Raises if a detector's arrays are not exactly those of the model that they seem to be of."""
-    model = infer_model(variables)
-    if model["backbone"] is None:
-        raise WeightsError("the backbone is none of those that focaljax has; see focaljax.models.resnet.RESNETS")
-    if "num_classes" in model:
-        images = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
-        check_variables(variables, jax.eval_shape(RetinaNet(**model).init, jax.random.key(0), images))
-
-
-def _say_what_is_mapped(weights: LoadedWeights) -> None:
-    model = infer_model(weights.variables)
+def _say_what_is_mapped(weights: LoadedWeights, model: Mapping[str, Any]) -> None:
     parts = [str(model["backbone"]), str(model["norm"])]
     if "num_classes" in model:
         parts += [f"levels {model['levels'][0]} to {model['levels'][-1]}"]

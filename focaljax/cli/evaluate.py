@@ -5,7 +5,8 @@ Usage: focaljax evaluate --workdir DIR [--split SPLIT] [--sheets N] [--config.KE
   --workdir DIR         of a run of `focaljax train`; its latest checkpoint is used
   --split SPLIT         train, val or test (default: the config's eval.split)
   --sheets N            how many images to draw, detections beside ground truth (default 24; 0: none)
-  --config.KEY=VALUE    overrides a setting of the groups `eval` and `data`, e.g. --config.eval.nms_iou=0.6, or
+  --config.KEY=VALUE    overrides a setting of the groups `eval` and `data` (but those of the pixels, which the network
+                        was trained with), e.g. --config.eval.nms_iou=0.6, or
                         --config.eval.tta_flip=true --config.eval.tta_scales='(0.8, 1.0, 1.2)' for more views an image
 
 Prints COCO's 12 numbers and AP per class; writes to DIR evaluation_SPLIT.json, detections_SPLIT.json (a COCO
@@ -50,6 +51,8 @@ from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
 
 _IMAGES_ON_A_SHEET = 4
+# How pixels enter the network belongs to its weights.
+_OF_THE_NETWORK = ("data.pixel_mean", "data.pixel_std", "data.channel_order")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -114,6 +117,8 @@ def saved_run(workdir: str, overrides: Sequence[str]) -> tuple[ConfigDict, pathl
         key = override.partition("=")[0].removeprefix("--config.")
         if override.startswith("--config=") or key.split(".")[0] not in ("eval", "data"):
             raise UsageError(f"{override}: only settings of the groups eval and data can differ from the run's own")
+        if key in _OF_THE_NETWORK:
+            raise UsageError(f"{override}: the network was trained with the run's own {key}, it takes no other")
     config = override_config(load_saved_config(pathlib.Path(workdir)), overrides)
     try:
         prediction.make_tta(config)
@@ -140,9 +145,10 @@ def run_detector(
     mesh: jax.sharding.Mesh | None = None,
 ) -> Detector:
     """Returns the detector of a run at its latest checkpoint; tta None: as the config says."""
+    mesh = meshes.make_mesh(jax.devices()[:1]) if mesh is None else mesh
     classes = build.load_classes(workdir)
     model = build.make_model(config, len(classes.names))
-    step, variables = _restored(config, workdir, model, meshes.make_mesh(jax.devices()[:1]) if mesh is None else mesh)
+    step, variables = _restored(config, workdir, model, mesh)
     height, width = config.data.image_size
     return Detector(
         model,

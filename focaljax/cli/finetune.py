@@ -67,7 +67,7 @@ def initial_state(
         # The arrays that stay fresh and no others: most of the time of an initialisation is the compiler's, for the
         # random numbers of each array.
         fresh = jax.jit(lambda: _pick(initialize().variables(), filled.fresh))()
-        variables = fill_variables(_with(shapes, jax.device_get(fresh)), weights.variables).variables
+        variables = _with(filled.variables, jax.device_get(fresh))
         create = jax.jit(
             lambda variables: create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0),
             out_shardings=meshes.replicated(mesh),

@@ -1,11 +1,11 @@
 """focaljax predict: draw what a trained detector sees in images.
 
-Usage: focaljax predict (--weights FILE | --workdir DIR) --out DIR [FLAGS] IMAGE...
+Usage: focaljax predict (--weights FILE | --workdir DIR) [FLAGS] IMAGE...
 
   --weights FILE        a RetinaNet of torchvision or detectron2, or of `focaljax convert`: .safetensors, .npz, .pkl,
                         or .pth (needs torch)
   --workdir DIR         or of a run of `focaljax train`; its latest checkpoint is used
-  --out DIR             where the pictures and the JSON files go
+  --out DIR             where the pictures and the JSON files go (default: predictions)
   --min_score S         detections below are neither drawn nor written to predictions.json (default 0.3)
   --batch_size B        images of one shape that go through the network together (default: 1 on CPUs, 8 a device else)
   --flip                look at each image mirrored too
@@ -13,7 +13,8 @@ Usage: focaljax predict (--weights FILE | --workdir DIR) --out DIR [FLAGS] IMAGE
   --variant NAME        with --weights: the published detector they are of, where names and shapes do not tell
   --norm_epsilon E      with --weights: of the backbone's normalisation; 1e-5 for a torchvision v1 of your own
   --classes FILE        with --weights: the names of the classes, as a JSON list or one a line
-  --config.KEY=VALUE    with --workdir: overrides a setting of the group `eval`, e.g. --config.eval.max_detections=20
+  --config.KEY=VALUE    with --workdir: overrides a setting of the groups `eval` and `data` (but those of the pixels,
+                        which the network was trained with), e.g. --config.eval.max_detections=20
   IMAGE                 files, folders of images, or patterns in quotes such as 'photos/**/*.jpg'
 
 Writes, besides a picture of each image:
@@ -28,6 +29,7 @@ Example:
   focaljax predict --weights retinanet_resnet50_fpn_coco.safetensors --out seen photo.jpg more_photos/
 """
 
+import collections
 import glob
 import json
 import pathlib
@@ -42,7 +44,7 @@ from focaljax.cli.build import say
 from focaljax.cli.config import parse_flags, split_config_flags
 from focaljax.cli.console import track
 from focaljax.cli.evaluate import run_detector, saved_run
-from focaljax.cli.main import UsageError, nearest
+from focaljax.cli.main import UsageError
 from focaljax.data.example import UnreadableImageError
 from focaljax.data.images import decode_upright_image
 from focaljax.detector import Detector
@@ -50,7 +52,6 @@ from focaljax.evaluation.coco_metrics import write_coco_results
 from focaljax.evaluation.detections import ImageDetections, to_coco_results
 from focaljax.evaluation.drawing import draw_detections, write_image
 from focaljax.evaluation.inference import TestTimeAugmentation
-from focaljax.models.variants import VARIANTS
 from focaljax.training import mesh as meshes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -64,11 +65,12 @@ def main(arguments: Sequence[str]) -> int:
     flag_values = _flags()
     names = parse_flags(others, flag_values)
     load = _detector(flag_values, overrides)
-    if not flag_values.out:
-        raise UsageError("--out=DIR is needed: the folder for the pictures")
     files = find_images(names)
-    detector = load()
     out = pathlib.Path(flag_values.out)
+    pictures = [out / name for name in picture_names(files)]
+    if {picture.resolve() for picture in pictures} & {file.resolve() for file in files}:
+        raise UsageError(f"--out={out}: a picture would overwrite an image that is read; name another folder")
+    detector = load()
     out.mkdir(parents=True, exist_ok=True)
     say(f"predicting with {detector.description}")
 
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         index = detections.image_id
         image, kept = images.pop(index), detections.above(flag_values.min_score)
         picture = draw_detections(image, kept.boxes_xyxy, kept.labels, kept.scores, detector.class_names)
-        write_image(out / _picture_name(files, index), picture)
+        write_image(pictures[index], picture)
         found[index] = detections
         records[index] = _record(files[index], image_ids[index], image, kept, detector.class_names)
     _write_json_files(out, [records[i] for i in sorted(records)], [found[i] for i in sorted(found)], detector)
@@ -140,6 +142,27 @@ def image_ids_of(files: Sequence[pathlib.Path]) -> list[int]:
     return numbers if is_named_by_numbers else list(range(1, len(files) + 1))
 
 
+def picture_names(files: Sequence[pathlib.Path]) -> list[str]:
+    """Returns another `STEM.jpg` for each file, with its place among them where several have that stem.
+
+    Example:
+        >>> picture_names([pathlib.Path(name) for name in ("a/cat.png", "dog.jpg", "b/cat.png")])
+        ['cat_1.jpg', 'dog.jpg', 'cat_3.jpg']
+    """
+    counts = collections.Counter(file.stem for file in files)
+    taken = {stem for stem, count in counts.items() if count == 1}
+    names = []
+    for place, file in enumerate(files, 1):
+        name = file.stem
+        if counts[name] > 1:
+            name = f"{name}_{place}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        names.append(f"{name}.jpg")
+    return names
+
+
 def read_class_names(path: pathlib.Path) -> list[str]:
     """Returns the names in a file: a JSON list of strings, or one a line.
 
@@ -163,10 +186,10 @@ def read_class_names(path: pathlib.Path) -> list[str]:
 
 def _flags() -> flags.FlagValues:
     flag_values = flags.FlagValues()
+    flags.DEFINE_string("out", "predictions", "where the pictures go", flag_values=flag_values)
     for name, what in (
         ("weights", "file of weights"),
         ("workdir", "of a run of `focaljax train`"),
-        ("out", "where the pictures go"),
         ("variant", "published detector"),
         ("classes", "file of class names"),
     ):
@@ -174,7 +197,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_float("min_score", 0.3, "lowest score", lower_bound=0.0, upper_bound=1.0, flag_values=flag_values)
     flags.DEFINE_float("norm_epsilon", None, "of the backbone", lower_bound=0.0, flag_values=flag_values)
     flags.DEFINE_integer("batch_size", None, "images", lower_bound=1, flag_values=flag_values)
-    flags.DEFINE_bool("flip", False, "mirrored too", flag_values=flag_values)
+    flags.DEFINE_bool("flip", None, "mirrored too", flag_values=flag_values)
     flags.DEFINE_list("scales", None, "factors", flag_values=flag_values)
     return flag_values
 
@@ -189,7 +212,8 @@ def _detector(flag_values: flags.FlagValues, overrides: Sequence[str]) -> Callab
         raise UsageError("one of --weights=FILE and --workdir=DIR is needed: what predicts")
     mesh = meshes.make_mesh()
     try:
-        shared: dict[str, Any] = {"tta": _tta(flag_values), "batch_size": flag_values.batch_size, "mesh": mesh}
+        tta = _tta(flag_values)
+        shared: dict[str, Any] = {"batch_size": flag_values.batch_size, "mesh": mesh}
         if flag_values.batch_size is not None:
             meshes.check_batch_size(flag_values.batch_size, mesh)
     except ValueError as error:
@@ -199,21 +223,23 @@ def _detector(flag_values: flags.FlagValues, overrides: Sequence[str]) -> Callab
             if flag_values[name].value not in ("", None):
                 raise UsageError(f"--{name} goes with --weights: a run's workdir has its own")
         config, workdir = saved_run(flag_values.workdir, overrides)
+        if flag_values.flip is not None:
+            config.eval.tta_flip = tta.flip
+        if flag_values.scales:
+            config.eval.tta_scales = tta.scales
         return lambda: run_detector(config, workdir, **shared)
     if overrides:
         raise UsageError(f"{overrides[0]}: settings go with --workdir; --weights has those of its variant")
-    variant = flag_values.variant
-    if variant and variant not in VARIANTS:
-        raise UsageError(f"unknown variant {variant!r}{nearest(variant, list(VARIANTS))}: {', '.join(VARIANTS)}")
     names = read_class_names(pathlib.Path(flag_values.classes)) if flag_values.classes else None
 
     def load() -> Detector:
         try:
             return Detector.from_weights(
                 flag_values.weights,
-                variant=variant or None,
+                variant=flag_values.variant or None,
                 class_names=names,
                 norm_epsilon=flag_values.norm_epsilon,
+                tta=tta,
                 **shared,
             )
         except ValueError as error:  # WeightsError among them
@@ -222,15 +248,13 @@ def _detector(flag_values: flags.FlagValues, overrides: Sequence[str]) -> Callab
     return load
 
 
-def _tta(flag_values: flags.FlagValues) -> TestTimeAugmentation | None:
-    """Returns the views that the flags ask for; None if they ask for nothing."""
-    if not flag_values.flip and not flag_values.scales:
-        return None
+def _tta(flag_values: flags.FlagValues) -> TestTimeAugmentation:
+    """Returns the views that the flags ask for."""
     try:
         scales = tuple(float(scale) for scale in flag_values.scales or ("1",))
     except ValueError:
         raise UsageError(f"--scales={','.join(flag_values.scales)}: expected factors such as 0.8,1,1.2") from None
-    return TestTimeAugmentation(flip=flag_values.flip, scales=scales)
+    return TestTimeAugmentation(flip=bool(flag_values.flip), scales=scales)
 
 
 def _images_among(paths: Any) -> list[pathlib.Path]:
@@ -248,13 +272,6 @@ def _read(
             failures.append(str(error))
             continue
         yield index, images[index]
-
-
-def _picture_name(files: Sequence[pathlib.Path], index: int) -> str:
-    """Returns `STEM.jpg`, with the file's place among the arguments where another file has that stem too."""
-    stem = files[index].stem
-    is_unique = sum(file.stem == stem for file in files) == 1
-    return f"{stem}.jpg" if is_unique else f"{stem}_{index + 1}.jpg"
 
 
 def _record(

@@ -10,11 +10,9 @@ from focaljax.data import pipeline
 from focaljax.data.example import Source
 from focaljax.data.views import scaled_shape
 from focaljax.detection import Detections
-from focaljax.evaluation.inference import VIEW_KEYS, TestTimeAugmentation, make_predict_step
+from focaljax.evaluation.inference import THRESHOLDS, VIEW_KEYS, TestTimeAugmentation, make_predict_step
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
-
-THRESHOLDS = ("score_threshold", "pre_nms_top_k", "nms_iou", "suppression", "soft_sigma", "max_detections")
 
 
 def anchor_settings(config: ConfigDict) -> dict[str, Any]:

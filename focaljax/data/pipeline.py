@@ -75,7 +75,6 @@ def training_batches(
         - `is_crowd`: bool `[B, N]`.
         - `is_box`: bool `[B, N]`, the row holds a box (crowd regions included).
         - `image_id`: int64 `[B]`.
-        - `scale`: float32 `[B, 2]`, new over old height and width; flips and crop offsets are not recorded.
         - `original_size`: int32 `[B, 2]`, height and width of the source image.
         - `is_valid`: bool `[B]`, always True here.
 
@@ -116,8 +115,8 @@ def evaluation_batches(
         num_threads, prefetch, shard: as in `training_batches`. Every host gets the same number of batches.
 
     Returns:
-        An iterator of dicts with `image`, `size`, `image_id`, `scale`, `original_size` and `is_valid` as in
-        `training_batches`. Boxes divided by `scale` (new over old height and width, exactly) lie in the original image.
+        An iterator of dicts with `image`, `size`, `image_id`, `original_size` and `is_valid` as in `training_batches`;
+        `focaljax.data.resize.restore_boxes` takes boxes from `size` back to `original_size`.
 
     Raises:
         ValueError: an argument is out of range, or the batch does not divide among the hosts.
@@ -201,7 +200,7 @@ class _ReadTrainingBatch:
                 self._findings.add(kind, example.file_name, example.image_id)
                 kept = _largest(boxes, is_crowd, N)
                 boxes, labels, is_crowd = boxes[kept], labels[kept], is_crowd[kept]
-            _describe(batch, row, example, view.size, view.scale)
+            _describe(batch, row, example, view.size)
             count = len(boxes)
             batch["boxes"][row, :count] = boxes
             batch["labels"][row, :count] = labels
@@ -233,18 +232,14 @@ class _ReadEvaluationBatch:
     def __call__(self, positions: np.ndarray) -> Batch:
         positions = positions[self._rows]
         batch = _blank_batch(len(positions), self._height, self._width)
-        no_boxes = np.zeros((0, 4), np.float32)
         for row, position in enumerate(positions.tolist()):
             try:
                 example = self._source[position % len(self._source)]
             except UnreadableImageError as error:
                 self._findings.add("unreadable image: evaluated as if nothing was found in it", str(error))
                 continue
-            _, _, scale = resize_and_pad(
-                example.image, no_boxes, height=self._height, width=self._width, out=batch["image"][row]
-            )
-            size = np.rint(scale * example.image.shape[:2])  # whole already, but for float32 rounding
-            _describe(batch, row, example, size, scale)
+            _, size = resize_and_pad(example.image, height=self._height, width=self._width, out=batch["image"][row])
+            _describe(batch, row, example, size)
             batch["is_valid"][row] = position < len(self._source)
         return batch
 
@@ -255,16 +250,14 @@ def _blank_batch(B: int, height: int, width: int) -> Batch:
         "image": np.zeros((B, height, width, 3), np.uint8),
         "size": np.full((B, 2), (height, width), np.int32),
         "image_id": np.full(B, NO_IMAGE_ID, np.int64),
-        "scale": np.ones((B, 2), np.float32),
         "original_size": np.full((B, 2), (height, width), np.int32),
         "is_valid": np.zeros(B, bool),
     }
 
 
-def _describe(batch: Batch, row: int, example: Example, size: np.ndarray, scale: np.ndarray) -> None:
+def _describe(batch: Batch, row: int, example: Example, size: np.ndarray | tuple[int, int]) -> None:
     batch["size"][row] = size
     batch["image_id"][row] = example.image_id
-    batch["scale"][row] = scale
     batch["original_size"][row] = example.image.shape[:2]
     batch["is_valid"][row] = True
 

@@ -112,8 +112,8 @@ def padded_size(sizes: Sequence[tuple[int, int]], *, multiple: int = 32) -> tupl
 def restore_boxes(boxes_xyxy: np.ndarray, size: tuple[int, int], original_size: tuple[int, int]) -> np.ndarray:
     """Returns the boxes of a resized image in pixels of the image as it came.
 
-    Each side has a ratio of its own, old / new, because both are rounded to whole pixels. In double precision;
-    torchvision rounds the ratios to float32, which changes the seventh digit.
+    Each side has a ratio of its own, old / new, because both are rounded to whole pixels; the ratios are float32, as
+    torchvision's are.
 
     Args:
         boxes_xyxy: floating `[..., 4]`, corners in pixels of the resized image, without its padding.
@@ -125,7 +125,7 @@ def restore_boxes(boxes_xyxy: np.ndarray, size: tuple[int, int], original_size: 
 
     Example:
         >>> print(restore_boxes(np.array([10.0, 10.0, 1066.0, 800.0]), (800, 1066), (480, 640)))
-        [  6.00375235   6.         640.         480.        ]
+        [  6.00375235   6.00000024 640.0000006  480.00001907]
     """
-    scale_y, scale_x = (old / new for old, new in zip(original_size, size, strict=True))
-    return (boxes_xyxy * np.array([scale_x, scale_y, scale_x, scale_y])).astype(boxes_xyxy.dtype)
+    scale = np.array(original_size, np.float32) / np.array(size, np.float32)
+    return (boxes_xyxy * scale[[1, 0, 1, 0]]).astype(boxes_xyxy.dtype)

@@ -81,48 +81,41 @@ class ScaledCrop:
         boxes_xyxy: float32 `[M, 4]`, in pixels of `image`, clipped to the content.
         is_kept: bool `[N]`, which of the N boxes that came in the M boxes are, in the same order.
         size: int32 `[2]`, height and width of the content.
-        scale: float32 `[2]`, new over old height and width of what the crop left.
     """
 
     image: np.ndarray
     boxes_xyxy: np.ndarray
     is_kept: np.ndarray
     size: np.ndarray
-    scale: np.ndarray
 
 
 def resize_and_pad(
-    image: np.ndarray, boxes_xyxy: np.ndarray, *, height: int, width: int, out: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the image resized to fit and padded, the boxes in its pixels, and the scale of each axis.
+    image: np.ndarray, *, height: int, width: int, out: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the image resized to fit and padded, and the height and width of its content.
 
     The aspect is kept up to the rounding to whole pixels, the content lies top-left, the padding is 0. Interpolation is
     bilinear; below half size it is the mean over the pixels that fall together (`INTER_AREA`).
 
     Args:
         image: uint8 `[H, W, 3]`.
-        boxes_xyxy: `[N, 4]` in pixels of `image`; N may be 0. Parts outside the image are clipped; no box is dropped.
         height, width: shape of the result, in pixels.
         out: uint8 `[height, width, 3]`, all zeros, to write the result into (a row of a batch); None for a new array.
 
     Returns:
-        The padded image, uint8 `[height, width, 3]`; boxes, float32 `[N, 4]`; and scale, float32 `[2]`: new / old
-        height and new / old width, exactly, so that boxes divided by it lie in the original image.
+        The padded image, uint8 `[height, width, 3]`, and the size of its content, from which
+        `focaljax.data.resize.restore_boxes` takes boxes back into the original image.
 
     Raises:
         ValueError: an argument has the wrong shape or dtype.
 
-    >>> padded, boxes, scale = resize_and_pad(
-    ...     np.full((100, 200, 3), 255, np.uint8), np.array([[20.0, 0, 200, 100]]), height=64, width=64
-    ... )
-    >>> boxes.tolist(), scale.tolist(), int(padded[31, 63, 0]), int(padded[32, 63, 0])
-    ([[6.400000095367432, 0.0, 64.0, 32.0]], [0.3199999928474426, 0.3199999928474426], 255, 0)
+    >>> padded, size = resize_and_pad(np.full((100, 200, 3), 255, np.uint8), height=64, width=64)
+    >>> size, int(padded[31, 63, 0]), int(padded[32, 63, 0])
+    ((32, 64), 255, 0)
     """
-    _check(image, boxes_xyxy)
+    _check_image(image)
     full = (0, 0, image.shape[0], image.shape[1])
-    padded, size = _resize_region(image, full, _fit_factor(image, height, width), height, width, out)
-    boxes, scale = _map_boxes(boxes_xyxy, full, size)
-    return padded, boxes, scale
+    return _resize_region(image, full, _fit_factor(image, height, width), height, width, out)
 
 
 def flip_horizontal(image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -221,9 +214,9 @@ def random_scale_and_crop(
     is_visible = _areas(visible) >= min_visible * _areas(old_boxes)
     if is_crowd is not None:
         is_visible |= np.asarray(is_crowd, bool)
-    boxes, scale = _map_boxes(boxes_xyxy, region, size)
+    boxes = _map_boxes(boxes_xyxy, region, size)
     is_kept = is_visible & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= 1 - _SIDE_TOLERANCE)
-    return ScaledCrop(padded, boxes[is_kept], is_kept, np.array(size, np.int32), scale)
+    return ScaledCrop(padded, boxes[is_kept], is_kept, np.array(size, np.int32))
 
 
 def color_jitter(
@@ -365,13 +358,12 @@ def _resize_region(
     return out, (new_height, new_width)
 
 
-def _map_boxes(boxes_xyxy: np.ndarray, region: _Region, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the boxes in pixels of `region` resized to `size`, clipped to it, and the scale (y, x)."""
+def _map_boxes(boxes_xyxy: np.ndarray, region: _Region, size: tuple[int, int]) -> np.ndarray:
+    """Returns the boxes in pixels of `region` resized to `size`, clipped to it."""
     y, x, old_height, old_width = region
     scale_y, scale_x = size[0] / old_height, size[1] / old_width
     boxes = (np.asarray(boxes_xyxy, np.float64) - [x, y, x, y]) * [scale_x, scale_y, scale_x, scale_y]
-    boxes = np.clip(boxes, 0, [size[1], size[0], size[1], size[0]])
-    return boxes.astype(np.float32), np.array([scale_y, scale_x], np.float32)
+    return np.clip(boxes, 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
 
 
 def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,8 +24,9 @@ Batch = Mapping[str, Any]
 
 # The entries of a batch that the device needs; the others (image ids, original sizes) stay on the host.
 VIEW_KEYS = ("image", "size", "more_views")
-# The other thresholds are those of the suppression.
+# The arguments of `postprocess` that can be set: those of `candidates`, then those of the suppression.
 _OF_CANDIDATES = ("score_threshold", "pre_nms_top_k")
+THRESHOLDS = (*_OF_CANDIDATES, "nms_iou", "suppression", "soft_sigma", "max_detections")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ def make_predict_step(
     after = {name: value for name, value in thresholds.items() if name not in _OF_CANDIDATES}
 
     def candidates_of(variables: Any, images: Array, sizes: Array) -> Candidates:
+        normalized = normalize_images(images, sizes, **(pixels or {}))
         _, height, width, _ = images.shape
         anchors_xyxy = pyramid_anchors((height, width), **anchors)
-        normalized = normalize_images(images, sizes, **(pixels or {}))
         class_logits, box_deltas = model.apply(variables, normalized, train=False)
         find = lambda logits, deltas, size: candidates(logits, deltas, anchors_xyxy, size, **before)  # noqa: E731
         return jax.vmap(find)(class_logits, box_deltas, sizes)
@@ -104,7 +104,6 @@ def make_predict_step(
         found = []
         for index, view in enumerate((batch, *batch.get("more_views", ()))):
             images, sizes = view["image"], view["size"]
-            _check(images, sizes)
             of_view = [candidates_of(variables, images, sizes)]
             if flip:
                 mirrored = candidates_of(variables, mirror_contents(images, sizes), sizes)
@@ -133,9 +132,3 @@ def mirror_contents(images: Array, sizes: Array) -> Array:
     width = images.shape[2]
     columns = (sizes[:, 1:] - 1 - jnp.arange(width)) % width
     return jnp.take_along_axis(images, columns[:, None, :, None], axis=2)
-
-
-def _check(images: Array, sizes: Array) -> None:
-    B, height, width, _ = images.shape
-    chex.assert_shape(images, (B, height, width, 3))
-    chex.assert_shape(sizes, (B, 2))

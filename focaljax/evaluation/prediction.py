@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from focaljax.data.resize import restore_boxes
 from focaljax.detection import Detections
 from focaljax.evaluation.detections import ImageDetections
 
@@ -20,7 +21,7 @@ def predict_batches(
 
     Args:
         predict: from a batch on the devices to `Detections` with a leading batch axis, boxes in pixels of the batch.
-        batches: pairs of a batch on the host (`image_id`, `scale`, `original_size`, `is_valid`, see
+        batches: pairs of a batch on the host (`image_id`, `size`, `original_size`, `is_valid`, see
             `focaljax.data.pipeline`) and what `predict` wants of it.
     """
     ahead: tuple[Mapping[str, np.ndarray], Detections] | None = None
@@ -37,12 +38,11 @@ def _to_images(batch: Mapping[str, np.ndarray], detections: Detections) -> Itera
     found = jax.device_get(detections)
     for row in np.flatnonzero(batch["is_valid"]):
         is_detection = found.is_detection[row]
-        scale_y, scale_x = batch["scale"][row]
         height, width = batch["original_size"][row]
-        boxes_xyxy = found.boxes_xyxy[row][is_detection] / np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        boxes_xyxy = restore_boxes(found.boxes_xyxy[row][is_detection], batch["size"][row], batch["original_size"][row])
         yield ImageDetections(
             image_id=int(batch["image_id"][row]),
-            # The scale is rounded to float32, so a box at the image's edge could end a hair outside.
+            # The ratio is rounded to float32, so a box at the image's edge could end a hair outside.
             boxes_xyxy=np.minimum(boxes_xyxy, np.array([width, height, width, height], np.float32)),
             scores=found.scores[row][is_detection],
             labels=found.labels[row][is_detection],

@@ -6,20 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from focaljax.models.pretrained import LoadedWeights
-from focaljax.models.variables import leaves_by_path, put
+from focaljax.models.pretrained import SOURCES, LoadedWeights
+from focaljax.models.variables import infer_model, leaves_by_path, put
 from focaljax.models.weight_names import COUNTER, raise_for_names
 
 _CLASS_OUTPUT = ("class_head/output/kernel", "class_head/output/bias")
-_KINDS = {
-    "focaljax": "focaljax",
-    "torchvision": "torchvision detector",
-    "torchvision_classifier": "torchvision classifier",
-    "detectron2": "detectron2",
-}
 _SHOWN = 6
 
 
@@ -53,10 +46,10 @@ def fill_variables(initial: Mapping[str, Any], loaded: Mapping[str, Any]) -> Fil
     Args:
         initial: of the model, 'params' and perhaps 'batch_stats'; arrays, or `jax.ShapeDtypeStruct`s to find out only
             whether the weights fit.
-        loaded: likewise, such as `focaljax.models.pretrained.load_variables(path).variables`; numpy arrays.
+        loaded: arrays, such as `focaljax.models.pretrained.load_variables(path).variables`.
 
     Returns:
-        `Filled`. Arrays from `loaded` have the dtype that the model has there.
+        `Filled`. Arrays from `loaded` have the dtype that the model has there; those that had it are not copied.
 
     Raises:
         WeightsError: anything else is missing, has no place or another shape; one error names all of it.
@@ -89,7 +82,8 @@ def fill_variables(initial: Mapping[str, Any], loaded: Mapping[str, Any]) -> Fil
     )
     variables: dict[str, Any] = {collection: {} for collection in initial}
     for path, (collection, leaf) in places.items():
-        put(variables[collection], path, leaf if path in fresh else _cast(given[path], leaf))
+        value = leaf if path in fresh else np.asarray(given[path]).astype(leaf.dtype, copy=False)
+        put(variables[collection], path, value)
     return Filled(
         variables=variables,
         loaded=tuple(path for path in places if path not in fresh),
@@ -120,12 +114,6 @@ def _shape(leaf: Any) -> tuple[int, ...]:
     return tuple(leaf.shape)
 
 
-def _cast(value: Any, place: Any) -> Any:
-    if isinstance(value, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(value.shape, place.dtype)
-    return np.asarray(value).astype(place.dtype)
-
-
 def describe_filled(filled: Filled, weights: LoadedWeights, path: str | pathlib.Path) -> str:
     """Returns a line for the log: what was loaded, what was initialised anew, and what of the file was not used.
 
@@ -135,11 +123,11 @@ def describe_filled(filled: Filled, weights: LoadedWeights, path: str | pathlib.
         path: of the file.
     """
     total = len(filled.loaded) + len(filled.fresh)
-    classes_there, classes_here = _num_classes(weights.variables), _num_classes(filled.variables)
-    kind = _KINDS[weights.source] if classes_there is None else f"{_KINDS[weights.source]}, {classes_there} classes"
+    kind, there = SOURCES[weights.source], infer_model(weights.variables)
+    kind += f", {there['num_classes']} classes" if "num_classes" in there else ""
     line = f"loaded {len(filled.loaded)} of the model's {total} arrays from {path} ({kind})"
     if set(filled.fresh) == set(_CLASS_OUTPUT):
-        line += f"; made anew: class_head/output, for {classes_here} classes"
+        line += f"; made anew: class_head/output, for {infer_model(filled.variables)['num_classes']} classes"
     elif filled.fresh:
         rooms = collections.Counter(name.partition("/")[0] for name in filled.fresh)
         line += f"; made anew: {', '.join(f'{room} ({count})' for room, count in rooms.items())}"
@@ -148,12 +136,3 @@ def describe_filled(filled: Filled, weights: LoadedWeights, path: str | pathlib.
     parts = unused[:_SHOWN] + ([f"and {len(unused) - _SHOWN} more"] if len(unused) > _SHOWN else [])
     parts += [f"{len(counters)} x {COUNTER}"] if counters else []
     return line + (f"; not used of the file: {', '.join(parts)}" if parts else "")
-
-
-def _num_classes(variables: Mapping[str, Any]) -> int | None:
-    """Returns the number of classes of a detector; None for a backbone alone."""
-    flat = leaves_by_path(variables)
-    biases = [flat.get(f"{head}/output/bias") for head in ("class_head", "box_head")]
-    if biases[0] is None or biases[1] is None:
-        return None
-    return 4 * int(biases[0][1].shape[0]) // int(biases[1][1].shape[0])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from focaljax.models.variables import (
+    check_complete,
     check_variables,
     flatten_variables,
     infer_model,
@@ -38,6 +39,7 @@ from focaljax.models.weight_names import (
 __all__ = [
     "LoadedWeights",
     "WeightsError",
+    "check_complete",
     "check_variables",
     "detect_source",
     "flatten_variables",
@@ -56,7 +58,13 @@ StateDict = dict[str, np.ndarray]
 Variables = dict[str, Any]
 
 NORMS = ("batch_norm", "frozen_batch_norm")
-SOURCES = ("focaljax", "torchvision", "torchvision_classifier", "detectron2")
+# Whose names a file may have -> what it is then.
+SOURCES = {
+    "focaljax": "focaljax",
+    "torchvision": "torchvision detector",
+    "torchvision_classifier": "torchvision classifier",
+    "detectron2": "detectron2",
+}
 
 # What a file may hold besides weights of a RetinaNet: a classifier; pixel statistics and anchors, which are settings.
 _TORCHVISION_DROPPED = re.compile(r"fc\.(weight|bias)")
@@ -144,7 +152,8 @@ def to_torchvision(variables: Mapping[str, Any]) -> StateDict:
 
     Raises:
         WeightsError: the model has no counterpart in torchvision: another stem (`resnet_tiny`), backbone
-            normalisation by groups, heads that are not 4 deep; or names that are unknown or missing.
+            normalisation by groups, heads that are not 4 deep or not as wide as the pyramid; or names that are unknown
+            or missing.
     """
     flat = leaves_by_path(variables)
     parts = find_parts(flat, "focaljax")
@@ -247,6 +256,11 @@ def _check_convertible(flat: Mapping[str, tuple[str, Any]], parts: Parts) -> Non
         reasons.append("its backbone has group normalisation")
     if parts.is_detector and parts.depth != 4:
         reasons.append(f"its heads have {parts.depth} hidden layers, torchvision's 4")
+    *_, pyramid_channels, head_channels = shape("class_head/conv0/kernel") or (0, 0)
+    if pyramid_channels != head_channels:
+        reasons.append(
+            f"its heads have {head_channels} channels, torchvision's as many as the pyramid, here {pyramid_channels}"
+        )
     if parts.is_detector and parts.has_head_norm:
         channels = shape("class_head/norm0/group_norm/scale")
         if not channels:

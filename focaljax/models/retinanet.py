@@ -41,8 +41,10 @@ def normalize_images(
         float32 `[B, H, W, 3]`; float64 for float64.
 
     Raises:
-        ValueError: `channel_order` is neither.
+        ValueError: `channel_order` is neither, or an argument has another shape.
     """
+    if images.ndim != 4 or images.shape[3] != 3 or sizes.shape != (images.shape[0], 2):
+        raise ValueError(f"images must be [B, H, W, 3] and sizes [B, 2], got {images.shape} and {sizes.shape}")
     if channel_order not in CHANNEL_ORDERS:
         raise ValueError(f"channel_order must be one of {', '.join(CHANNEL_ORDERS)}, got {channel_order!r}")
     dtype = jnp.promote_types(images.dtype, jnp.float32)

@@ -1,13 +1,15 @@
 """Variables of our models: their names, whether they fit a model, and what model they are of."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from focaljax.models.resnet import RESNETS, ResNet
+from focaljax.models.retinanet import RetinaNet
 from focaljax.models.weight_names import Parts, WeightsError, find_parts, raise_for_names
 
 
@@ -21,7 +23,7 @@ def flatten_variables(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         >>> flatten_variables({"params": {"fpn": {"p6": {"bias": np.zeros(2)}}}})
         {'params/fpn/p6/bias': array([0., 0.])}
     """
-    return {"/".join(path): np.asarray(leaf) for path, leaf in _leaves(variables)}
+    return {name: np.asarray(leaf) for name, leaf in flatten_dict(variables, sep="/").items()}
 
 
 def unflatten_variables(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,8 +59,12 @@ def check_variables(variables: Mapping[str, Any], expected_shapes: Mapping[str, 
           params/b has shape (3,), expected (4,);
         ...
     """
-    ours = {name: array for name, array in _arrays(variables).items() if name.startswith(("params/", "batch_stats/"))}
-    expected = {name: tuple(leaf.shape) for name, leaf in _arrays(expected_shapes).items()}
+    ours = {
+        name: array
+        for name, array in flatten_dict(variables, sep="/").items()
+        if name.startswith(("params/", "batch_stats/"))
+    }
+    expected = {name: tuple(leaf.shape) for name, leaf in flatten_dict(expected_shapes, sep="/").items()}
     raise_for_names(
         "weights for this model",
         known=expected,
@@ -71,6 +77,24 @@ def check_variables(variables: Mapping[str, Any], expected_shapes: Mapping[str, 
         },
         remedy="The settings of the model must be those of the weights: backbone, norm, p6_from, head_norm, classes.",
     )
+
+
+def check_complete(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `infer_model` finds, of variables that are exactly those of such a model.
+
+    Args:
+        variables: 'params' and 'batch_stats'; of a backbone alone nothing is checked but which it is.
+
+    Raises:
+        WeightsError: the backbone is none of `RESNETS`, or an array is missing, has no place or another shape.
+    """
+    model = infer_model(variables)
+    if model["backbone"] is None:
+        raise WeightsError("the backbone has the shapes of none of focaljax.models.resnet.RESNETS")
+    if "num_classes" in model:
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+        check_variables(variables, jax.eval_shape(RetinaNet(**model).init, jax.random.key(0), images))
+    return model
 
 
 def infer_model(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,13 +153,19 @@ def _backbone_name(flat: Mapping[str, tuple[str, Any]], parts: Parts) -> str | N
     for name, shape in RESNETS.items():
         if shape.blocks != parts.blocks or (shape.expansion == 4) != (parts.convs == 3):
             continue
-        images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-        init = jax.eval_shape(functools.partial(ResNet(shape).init, train=False), jax.random.key(0), images)
-        expected = {f"backbone/{'/'.join(path)}": tuple(leaf.shape) for path, leaf in _leaves(init["params"])}
-        equal = sum(kernels.get(path) == size for path, size in expected.items() if _is_backbone_kernel(path))
+        equal = sum(kernels.get(path) == size for path, size in _backbone_kernels(name).items())
         if equal > most:
             most, best = equal, name
     return best
+
+
+@functools.cache
+def _backbone_kernels(name: str) -> dict[str, tuple[int, ...]]:
+    """Returns path -> shape of the kernels of a backbone in `RESNETS`."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    init = functools.partial(ResNet(RESNETS[name]).init, train=False)
+    leaves = leaves_by_path({"params": {"backbone": jax.eval_shape(init, jax.random.key(0), images)["params"]}})
+    return {path: tuple(leaf.shape) for path, (_, leaf) in leaves.items() if _is_backbone_kernel(path)}
 
 
 def _is_backbone_kernel(path: str) -> bool:
@@ -149,25 +179,12 @@ def _head_norm(flat: Mapping[str, tuple[str, Any]]) -> str | None:
     return {"": None, "params": "batch_norm", "batch_stats": "frozen_batch_norm"}[collection]
 
 
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
-
-
-def _arrays(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns path -> leaf, arrays left where they are; shapes will do."""
-    return {"/".join(path): leaf for path, leaf in _leaves(tree)}
-
-
 def leaves_by_path(variables: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Returns path below the collection -> (collection, leaf), of 'params' and 'batch_stats' alone."""
     return {
-        "/".join(path): (collection, leaf)
+        path: (collection, leaf)
         for collection in ("params", "batch_stats")
-        for path, leaf in _leaves(variables.get(collection, {}))
+        for path, leaf in flatten_dict(variables.get(collection, {}), sep="/").items()
     }
 
 

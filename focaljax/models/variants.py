@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from focaljax.models.retinanet import PIXEL_MEAN, PIXEL_STD
+from focaljax.models.weight_names import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,14 @@ _PAPER_ANCHORS: dict[str, Any] = {
 _TORCHVISION_ANCHORS = {**_PAPER_ANCHORS, "layout": "torchvision"}
 
 # The paper does not speak of low-quality matches; its authors' code makes them, as do the others here.
-_MATCHING: dict[str, Any] = {"positive_iou": 0.5, "negative_iou": 0.4, "low_quality": True}
+_MATCHING: dict[str, Any] = {
+    "positive_iou": 0.5,
+    "negative_iou": 0.4,
+    "low_quality": True,
+    "low_quality_at_zero": False,
+}
+# Equal to torchvision, with its fault: a box that meets no anchor assigns all that it does not meet.
+_TORCHVISION_MATCHING = {**_MATCHING, "low_quality_at_zero": True}
 
 _PAPER_LOSS: dict[str, Any] = {
     "classification": "focal",
@@ -125,7 +133,7 @@ _TORCHVISION_V1 = Variant(
     anchors=_TORCHVISION_ANCHORS,
     num_classes=91,
     preprocessing=Preprocessing(),
-    matching=_MATCHING,
+    matching=_TORCHVISION_MATCHING,
     loss=_L1_LOSS,
     thresholds=_TORCHVISION_THRESHOLDS,
 )
@@ -157,7 +165,7 @@ VARIANTS: dict[str, Variant] = {
         anchors=_TORCHVISION_ANCHORS,
         num_classes=91,
         preprocessing=Preprocessing(),
-        matching=_MATCHING,
+        matching=_TORCHVISION_MATCHING,
         loss={**_PAPER_LOSS, "box": "giou"},
         thresholds=_TORCHVISION_THRESHOLDS,
     ),
@@ -172,3 +180,21 @@ VARIANTS: dict[str, Variant] = {
     "detectron2_r50": _DETECTRON2,
     "detectron2_r101": dataclasses.replace(_DETECTRON2, model={**_DETECTRON2_MODEL, "backbone": "resnet101"}),
 }
+
+
+def variant_named(name: str) -> Variant:
+    """Returns the published RetinaNet of this name in `VARIANTS`.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> variant_named("torchvision_v3")
+        Traceback (most recent call last):
+        ValueError: unknown variant 'torchvision_v3' (did you mean 'torchvision_v2'?): variant must be one of paper, ...
+    """
+    if name not in VARIANTS:
+        raise ValueError(
+            f"unknown variant {name!r}{nearest(name, list(VARIANTS))}: variant must be one of {', '.join(VARIANTS)}"
+        )
+    return VARIANTS[name]

@@ -229,7 +229,7 @@ def raise_for_names(
     # Each kind gets its share of the lines, so that a flood of one does not hide the others.
     lines: list[str] = []
     likely = missing or known  # a misspelt name leaves the right one missing
-    lines += _some([f"{name} has no place{_nearest(name, likely)}" for name in _first(unmapped)], len(unmapped))
+    lines += _some([f"{name} has no place{nearest(name, likely)}" for name in _first(unmapped)], len(unmapped))
     lines += _some([f"{name} is missing" for name in _first(missing)], len(missing))
     lines += _some([f"{name} {wrong}" for name, wrong in list(misshapen.items())[:_SHOWN]], len(misshapen))
     counts = [(len(unmapped), "without a place"), (len(missing), "missing"), (len(misshapen), "of a wrong shape")]
@@ -247,6 +247,7 @@ def _some(lines: list[str], total: int) -> list[str]:
     return shown + [f"and {total - len(lines)} more;"] if total > len(lines) else shown
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Returns ' (did you mean X?)' for the known name most like `name`, or '' if none is like it."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

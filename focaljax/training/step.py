@@ -53,8 +53,9 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        image_size = _check_batch(batch)
-        anchors_xyxy = jnp.concatenate(pyramid_anchors(image_size, **anchors))
+        _check_batch(batch)
+        _, height, width, _ = batch["image"].shape
+        anchors_xyxy = jnp.concatenate(pyramid_anchors((height, width), **anchors))
         targets = jax.vmap(lambda *boxes: assign_anchors(anchors_xyxy, *boxes, **matching))(
             batch["boxes"], batch["labels"], batch["is_crowd"], batch["is_box"]
         )
@@ -90,20 +91,11 @@ def make_train_step(
     return train_step
 
 
-def _check_images(batch: Batch) -> tuple[int, int]:
-    """Checks the images of a batch, at no cost after compilation, and returns their height and width."""
-    B, height, width, _ = batch["image"].shape
-    chex.assert_shape(batch["image"], (B, height, width, 3))
-    # uint8: normalisation is the device's, and a batch that comes normalised would be normalised twice.
-    chex.assert_type(batch["image"], jnp.uint8)
-    chex.assert_shape(batch["size"], (B, 2))
-    return height, width
-
-
-def _check_batch(batch: Batch) -> tuple[int, int]:
-    """Checks a training batch and returns the height and width of its images."""
+def _check_batch(batch: Batch) -> None:
+    """Checks a training batch, at no cost after compilation; `normalize_images` checks the shapes of its images."""
     B, N = batch["labels"].shape
     chex.assert_shape(batch["boxes"], (B, N, 4))
     chex.assert_shape([batch["is_crowd"], batch["is_box"]], (B, N))
     chex.assert_type([batch["labels"], batch["is_crowd"], batch["is_box"]], [int, bool, bool])
-    return _check_images(batch)
+    # uint8: normalisation is the device's, and a batch that comes normalised would be normalised twice.
+    chex.assert_type(batch["image"], jnp.uint8)

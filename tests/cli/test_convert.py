@@ -1,15 +1,16 @@
 """`focaljax convert`: files and runs, both ways, with what was mapped; mistakes are one line."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from focaljax.cli import build
-from focaljax.cli.evaluate import load_detector, saved_run
 from focaljax.cli.main import main
 from focaljax.models.pretrained import flatten_variables, load_variables, read_weights, to_torchvision, write_weights
 from focaljax.models.retinanet import RetinaNet
-from focaljax.training import mesh as meshes
+from tests.cli.test_finetune import checkpoint
 from tests.models import state_dicts
 from tests.models.state_dicts import same
 
@@ -48,7 +49,7 @@ def test_detector_goes_there_and_back_with_a_summary(v1, tmp_path, capsys):
     assert main(["convert", str(v1), str(ours), "--to=focaljax"]) == 0
     output = capsys.readouterr().out
     for words in (
-        "301 arrays under the names of a detector of torchvision",
+        "301 arrays under torchvision detector names",
         "resnet50, frozen_batch_norm, levels 3 to 7, P6 from P5, 91 classes, 9 anchors per position",
         "mapped 301 arrays: 34,014,999 parameters",
         f"wrote {ours}: 301 arrays under the names of focaljax, {ours.stat().st_size / 1e6:.1f} MB",
@@ -76,7 +77,7 @@ def test_detectron2_comes_in_and_does_not_go_to_torchvision(small, tmp_path, cap
     write_weights(source, state_dicts.detectron2(read_weights(small)) | {"pixel_mean": np.zeros((3, 1, 1))})
     assert main(["convert", str(source), str(tmp_path / "ours.npz")]) == 0
     output = capsys.readouterr().out
-    assert "names of detectron2" in output
+    assert "137 arrays under detectron2 names" in output
     assert "left out: 1 arrays that the model has no place for (pixel_mean)" in output
     assert read_weights(tmp_path / "ours.npz").keys() == flatten_variables(load_variables(small).variables).keys()
     fails(capsys, [source, tmp_path / "x.npz", "--to=torchvision"], "other anchors", "--to=focaljax")
@@ -86,14 +87,37 @@ def test_run_is_exported_with_its_averaged_weights(finished_run, tmp_path, capsy
     path = tmp_path / "run.npz"
     assert main(["convert", str(finished_run), str(path)]) == 0
     assert f"read step 6 of the run {finished_run}" in capsys.readouterr().out
-    config, workdir = saved_run(str(finished_run), [])
-    _, variables, _ = load_detector(config, workdir, len(build.load_classes(workdir).names), meshes.make_mesh())
-    expected = flatten_variables(jax.tree.map(np.asarray, variables))
+    state = checkpoint(finished_run, 6)
+    expected = flatten_variables({"params": state["ema_params"], "batch_stats": state["batch_stats"]})
     assert same(read_weights(path), expected)
+    assert not same(expected, flatten_variables({"params": state["params"], "batch_stats": state["batch_stats"]}))
     assert same(flatten_variables(load_variables(path).variables), expected)
     fails(capsys, [path, tmp_path / "x.npz", "--to=torchvision"], "resnet_tiny", "no counterpart in torchvision")
     fails(capsys, [finished_run, tmp_path / "x.npz", "--to=torchvision"], "layout 'centered'", "--to=focaljax")
     assert not (tmp_path / "x.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("group", "settings", "words"),
+    [
+        ("anchors", {"layout": "centered"}, ("layout 'centered'",)),
+        ("model", {"stride_in_1x1": True}, ("strides in 1x1",)),
+        ("data", {"channel_order": "bgr"}, ("pixels", "'channel_order': 'bgr'", "'channel_order': 'rgb'")),
+        ("data", {"pixel_mean": (127.5, 127.5, 127.5)}, ("pixels", "127.5, 127.5, 127.5", "123.675, 116.28, 103.53")),
+        ("data", {"pixel_std": (1.0, 1.0, 1.0)}, ("pixels", "1.0, 1.0, 1.0", "58.395, 57.12, 57.375")),
+    ],
+)
+def test_run_with_settings_that_torchvision_has_not_is_not_exported(
+    finished_run, tmp_path, capsys, group, settings, words
+):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    shutil.copy(finished_run / "classes.json", workdir)
+    config = json.loads((finished_run / "config.json").read_text())
+    config["anchors"]["layout"] = "torchvision"
+    config[group] |= settings
+    (workdir / "config.json").write_text(json.dumps(config))
+    fails(capsys, [workdir, tmp_path / "x.npz", "--to=torchvision"], *words, "--to=focaljax")
 
 
 def test_existing_file_is_kept_without_force(small, tmp_path, capsys):

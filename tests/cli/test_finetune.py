@@ -15,9 +15,10 @@ from focaljax.cli.main import main
 from focaljax.models.pretrained import to_torchvision
 from focaljax.models.retinanet import RetinaNet
 from focaljax.models.variables import leaves_by_path
-from focaljax.models.weight_files import write_weights
+from focaljax.models.weight_files import read_weights, write_weights
 from focaljax.training import mesh as meshes
 from tests.models.conftest import fill
+from tests.models.state_dicts import same
 
 CLASSES_THERE, CLASSES_HERE = 5, 3
 SETTINGS = [
@@ -141,6 +142,21 @@ def test_log_says_what_was_loaded_what_is_new_and_what_was_not_used(tuned, finet
         f"loaded 130 of the model's 132 arrays from {finetune[1]} (torchvision detector, 5 classes); "
         "made anew: class_head/output, for 3 classes; not used of the file: 20 x num_batches_tracked"
     ]
+
+
+def test_run_with_torchvisions_anchors_goes_back_under_its_names_and_with_its_epsilon(
+    tuned, tuned_state, tmp_path, capsys
+):
+    workdir, path = tmp_path / "run", tmp_path / "back.npz"
+    shutil.copytree(tuned[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["anchors"]["layout"] = "torchvision"
+    config["model"]["norm_epsilon"] = 0.001
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert main(["convert", str(workdir), str(path), "--to=torchvision"]) == 0
+    assert "norm_epsilon=0.001 (`focaljax predict --norm_epsilon`" in capsys.readouterr().out
+    averaged = {"params": tuned_state["ema_params"], "batch_stats": tuned_state["batch_stats"]}
+    assert same(read_weights(path), to_torchvision(averaged))
 
 
 def test_tuned_run_is_evaluated(tuned):

@@ -9,7 +9,7 @@ import pytest
 
 from focaljax import Detector
 from focaljax.cli.main import main
-from focaljax.cli.predict import find_images, image_ids_of, read_class_names
+from focaljax.cli.predict import find_images, image_ids_of, picture_names, read_class_names
 from focaljax.detector import TestTimeAugmentation
 from focaljax.evaluation.drawing import write_image
 from focaljax.models.variables import flatten_variables
@@ -144,6 +144,28 @@ def test_patterns_and_folders_give_sorted_images(photos):
     assert names("*9.jpg", "000000000042.png") == ["000000000139.jpg", "000000000042.png"]
 
 
+def test_every_file_has_a_picture_of_its_own():
+    names = lambda *files: picture_names([pathlib.Path(file) for file in files])  # noqa: E731
+    assert names("a.png", "b.png") == ["a.jpg", "b.jpg"]
+    assert names("x/a.jpg", "y/a.jpg", "z/a_2.jpg") == ["a_1.jpg", "a_2_.jpg", "a_2.jpg"]
+    assert names("a_2.jpg", "a_2_.jpg", "x/a.jpg", "y/a.jpg") == ["a_2.jpg", "a_2_.jpg", "a_3.jpg", "a_4.jpg"]
+    many = names(*(f"{folder}/{stem}.jpg" for folder in range(100) for stem in range(100)))
+    assert len(set(many)) == 10_000
+
+
+@pytest.mark.parametrize("out", [".", "photos", "elsewhere"])
+def test_images_that_are_read_are_never_drawn_over(weights, photos, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "photos"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "a.jpg").write_bytes((photos / "000000000139.jpg").read_bytes())
+    (tmp_path / "elsewhere").symlink_to("photos")
+    assert predict(out, "--weights", weights, "photos" if out != "." else "a.jpg") == 2
+    assert f"--out={out}: a picture would overwrite an image that is read" in capsys.readouterr().err
+    for folder in (".", "photos"):
+        assert (tmp_path / folder / "a.jpg").read_bytes() == (photos / "000000000139.jpg").read_bytes()
+
+
 ONE = ["--weights", "WEIGHTS", "--out", "o", "PHOTO"]
 
 
@@ -152,7 +174,6 @@ ONE = ["--weights", "WEIGHTS", "--out", "o", "PHOTO"]
     [
         (["--out", "o", "PHOTO"], ("one of --weights=FILE and --workdir=DIR",)),
         ([*ONE, "--workdir", "w"], ("one of --weights=FILE and --workdir=DIR",)),
-        (["--weights", "WEIGHTS", "--variant=tiny", "PHOTO"], ("--out=DIR is needed",)),
         (["--weights", "no.npz", "--out", "o", "PHOTO"], ("no.npz does not exist",)),
         (["--weights", "WEIGHTS", "--out", "o", "none*.jpg"], ("the pattern none*.jpg fits no image",)),
         (ONE, ("do not say", "torchvision_v1")),
@@ -179,6 +200,13 @@ def test_mistakes_are_one_line(weights, photos, tmp_path, monkeypatch, capsys, a
     assert not (tmp_path / "o").exists()
 
 
+def test_without_out_pictures_go_to_a_folder_of_their_own(weights, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = str(photos / "000000000139.jpg")
+    assert main(["predict", "--variant=tiny", "--weights", str(weights), file]) == 0
+    assert (tmp_path / "predictions" / "000000000139.jpg").is_file()
+
+
 def test_workdir_from_python_is_what_predict_writes(finished_run, photos, tmp_path):
     file = photos / "000000000139.jpg"
     arguments = ["predict", "--workdir", str(finished_run), "--out", str(tmp_path), "--min_score=0", str(file)]
@@ -189,6 +217,27 @@ def test_workdir_from_python_is_what_predict_writes(finished_run, photos, tmp_pa
     assert detector.class_names == ("disc", "rectangle", "triangle")
     assert len(found) > 0
     np.testing.assert_allclose([one["score"] for one in record["detections"]], found.scores, atol=1e-5)
+
+
+def test_view_flags_add_to_the_settings_of_a_run(finished_run, photos, tmp_path):
+    file = photos / "000000000139.jpg"
+    arguments = ["predict", "--workdir", str(finished_run), "--min_score=0", str(file)]
+    tta = TestTimeAugmentation(flip=True, scales=(1.5,))
+    (expected,) = Detector.from_workdir(finished_run, tta=tta)(file)
+    for name, flags in (
+        ("flip", ["--flip", "--config.eval.tta_scales=(1.5,)"]),
+        ("scales", ["--scales=1.5", "--config.eval.tta_flip=true"]),
+    ):
+        assert main([*arguments, "--out", str(tmp_path / name), *flags]) == 0
+        (record,) = json.loads((tmp_path / name / "predictions.json").read_text())
+        np.testing.assert_allclose([one["score"] for one in record["detections"]], expected.scores, atol=1e-5)
+
+
+def test_pixels_that_a_network_was_trained_with_cannot_differ(finished_run, photos, capsys):
+    for verb in (["predict", str(photos)], ["evaluate"]):
+        for setting in ("channel_order=bgr", "pixel_mean=(0.0, 0.0, 0.0)", "pixel_std=(1.0, 1.0, 1.0)"):
+            assert main([*verb, "--workdir", str(finished_run), f"--config.data.{setting}"]) == 2
+            assert f"the run's own data.{setting.split('=')[0]}" in capsys.readouterr().err
 
 
 def test_evaluation_with_views_equals_the_detector_with_views(finished_run, tiny, tmp_path):

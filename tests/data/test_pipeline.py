@@ -99,7 +99,6 @@ def test_training_batches_have_fixed_shapes_and_dtypes():
         "is_crowd": ((B, N), np.bool_),
         "is_box": ((B, N), np.bool_),
         "image_id": ((B,), np.int64),
-        "scale": ((B, 2), np.float32),
         "original_size": ((B, 2), np.int32),
         "is_valid": ((B,), np.bool_),
     }
@@ -114,7 +113,7 @@ def test_rows_hold_the_boxes_first_and_padding_after():
             example = FakeSource()[image_id - 100]
             count = len(example.boxes_xyxy)
             assert batch["is_box"][row].tolist() == [True] * count + [False] * (3 - count)
-            expected = example.boxes_xyxy * batch["scale"][row][[1, 0, 1, 0]]
+            expected = example.boxes_xyxy * (batch["size"][row] / batch["original_size"][row])[[1, 0, 1, 0]]
             np.testing.assert_allclose(batch["boxes"][row, :count], expected, rtol=1e-6)
             assert not batch["boxes"][row, count:].any()
             assert batch["labels"][row].tolist() == example.labels.tolist() + [-1] * (3 - count)
@@ -266,15 +265,19 @@ def test_evaluation_gives_every_image_once_in_order():
         "image": ((4, 24, 32, 3), np.uint8),
         "size": ((4, 2), np.int32),
         "image_id": ((4,), np.int64),
-        "scale": ((4, 2), np.float32),
         "original_size": ((4, 2), np.int32),
         "is_valid": ((4,), np.bool_),
     }
 
 
-def test_evaluation_scale_takes_the_content_back_to_the_original_size():
+def test_evaluation_size_is_where_the_content_ends():
+    # 30 columns become 32, and 20, 21 and 22 rows 21.3, 22.4 and 23.5.
+    rows = {20: 21, 21: 22, 22: 23}
     for batch in evaluate(FakeSource(10)):
-        np.testing.assert_allclose(batch["size"] / batch["scale"], batch["original_size"], rtol=1e-6)
+        for image, size, original_size in zip(batch["image"], batch["size"], batch["original_size"], strict=True):
+            assert size.tolist() == [rows[original_size[0]], 32]
+            assert image[: size[0]].min() > 0
+            assert not image[size[0] :].any()
 
 
 @pytest.mark.parametrize("length", [1, 4, 7])
@@ -292,7 +295,6 @@ def test_unreadable_image_is_blank_and_not_valid_in_evaluation(caplog):
         assert first["is_valid"].tolist() == [True, False, True, True]
         assert first["image_id"].tolist() == [100, -1, 102, 103]
         assert not first["image"][1].any()
-        assert (first["scale"][1] > 0).all()
         assert second["is_valid"].tolist() == [True, False, False, False]
     assert len(source.report.findings) == 1
     assert len(caplog.records) == 1

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focaljax.data.resize import restore_boxes
 from focaljax.data.transforms import (
     Augmentation,
     augment,
@@ -39,16 +40,22 @@ def noise(height=48, width=64, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def fitted(image, boxes, **shape):
+    """The image and its boxes, neither cropped nor changed otherwise."""
+    return random_scale_and_crop(FixedDraws(), image, boxes, scale_range=(1.0, 1.0), **shape)
+
+
 @settings(max_examples=60, deadline=None)
 @given(filled_boxes(), st.integers(64, 200), st.integers(64, 200))
 def test_resized_box_is_where_its_pixels_are(example, height, width):
     image, boxes = example
-    padded, new_boxes, scale = resize_and_pad(image, boxes, height=height, width=width)
-    assert padded.shape == (height, width, 3)
-    assert padded.dtype == np.uint8
-    assert new_boxes.dtype == np.float32
-    np.testing.assert_allclose(new_boxes[0], find_box(padded), atol=1.0)
-    np.testing.assert_allclose(new_boxes[0] / scale[[1, 0, 1, 0]], boxes[0], rtol=1e-5, atol=1e-4)
+    view = fitted(image, boxes, height=height, width=width)
+    assert view.image.shape == (height, width, 3)
+    assert view.image.dtype == np.uint8
+    assert view.boxes_xyxy.dtype == np.float32
+    np.testing.assert_allclose(view.boxes_xyxy[0], find_box(view.image), atol=1.0)
+    restored = restore_boxes(view.boxes_xyxy[0], tuple(view.size), image.shape[:2])
+    np.testing.assert_allclose(restored, boxes[0], rtol=1e-5, atol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,52 +107,50 @@ def test_flip_twice_is_identity(flip):
 
 def test_image_that_fits_is_copied_and_padded_with_zeros():
     image = noise(48, 64)
-    padded, boxes, scale = resize_and_pad(image, np.array([[1.5, 2, 3, 4]]), height=64, width=64)
+    padded, size = resize_and_pad(image, height=64, width=64)
     np.testing.assert_array_equal(padded[:48], image)
     assert not padded[48:].any()
-    assert boxes.tolist() == [[1.5, 2, 3, 4]]
-    assert scale.tolist() == [1, 1]
+    assert size == (48, 64)
+    assert fitted(image, np.array([[1.5, 2, 3, 4]]), height=64, width=64).boxes_xyxy.tolist() == [[1.5, 2, 3, 4]]
 
 
-def test_scale_is_new_over_old_on_each_axis():
+def test_boxes_are_scaled_on_each_axis_by_what_its_rounding_leaves():
     # 30x101 into 50x50: factor 50/101, so 30 * 50/101 = 14.85 -> 15 rows and 50 columns.
-    padded, boxes, scale = resize_and_pad(
-        np.full((30, 101, 3), 255, np.uint8), np.array([[0, 0, 101, 30]]), height=50, width=50
-    )
-    np.testing.assert_allclose(scale, [15 / 30, 50 / 101], rtol=1e-7)
-    assert boxes.tolist() == [[0, 0, 50, 15]]
+    image = np.full((30, 101, 3), 255, np.uint8)
+    padded, size = resize_and_pad(image, height=50, width=50)
+    assert size == (15, 50)
+    assert fitted(image, np.array([[0, 0, 101, 30]]), height=50, width=50).boxes_xyxy.tolist() == [[0, 0, 50, 15]]
     assert padded[:15].min() == 255
     assert padded[15:].max() == 0
 
 
 def test_long_thin_image_keeps_at_least_one_pixel():
-    padded, _, scale = resize_and_pad(np.full((2, 1000, 3), 9, np.uint8), NO_BOXES, height=32, width=32)
+    padded, size = resize_and_pad(np.full((2, 1000, 3), 9, np.uint8), height=32, width=32)
     assert (padded[0] == 9).all()
     assert not padded[1:].any()
-    assert scale.tolist() == [0.5, np.float32(0.032)]
+    assert size == (1, 32)
 
 
 def test_strong_shrinking_averages_the_pixels():
     # One white column in every 8: bilinear sampling at a quarter would miss or hit it, the mean over 8 is 32.
     image = np.zeros((256, 256, 3), np.uint8)
     image[:, ::8] = 255
-    padded, _, _ = resize_and_pad(image, NO_BOXES, height=32, width=32)
+    padded, _ = resize_and_pad(image, height=32, width=32)
     assert set(np.unique(padded)) <= {31, 32}
 
 
 def test_result_is_written_into_out():
     out = np.zeros((2, 40, 64, 3), np.uint8)
-    padded, _, _ = resize_and_pad(noise(), NO_BOXES, height=40, width=64, out=out[1])
+    padded, _ = resize_and_pad(noise(), height=40, width=64, out=out[1])
     assert np.shares_memory(padded, out)
-    np.testing.assert_array_equal(out[1], resize_and_pad(noise(), NO_BOXES, height=40, width=64)[0])
+    np.testing.assert_array_equal(out[1], resize_and_pad(noise(), height=40, width=64)[0])
     assert not out[0].any()
 
 
-@pytest.mark.parametrize("transform", ["resize", "flip_h", "flip_v", "crop", "augment"])
+@pytest.mark.parametrize("transform", ["flip_h", "flip_v", "crop", "augment"])
 def test_image_without_boxes_keeps_shape_and_dtype_of_boxes(transform):
     rng, image, shape = np.random.default_rng(0), noise(), {"height": 32, "width": 40}
     boxes = {
-        "resize": lambda: resize_and_pad(image, NO_BOXES, **shape)[1],
         "flip_h": lambda: flip_horizontal(image, NO_BOXES)[1],
         "flip_v": lambda: flip_vertical(image, NO_BOXES)[1],
         "crop": lambda: random_scale_and_crop(rng, image, NO_BOXES, **shape, scale_range=(2, 2)).boxes_xyxy,
@@ -183,7 +188,6 @@ def test_crop_clips_boxes_to_the_content():
     # The first keeps 10 of 20 columns; the second keeps 2500 of 10000 pixels, exactly the limit.
     assert crop.boxes_xyxy.tolist() == [[80, 60, 100, 100], [0, 0, 100, 100]]
     assert crop.is_kept.tolist() == [True, True]
-    assert crop.scale.tolist() == [2, 2]
     assert crop.size.tolist() == [100, 100]
 
 
@@ -217,10 +221,12 @@ def test_one_pixel_box_survives_when_nothing_is_scaled():
 def test_scale_one_equals_resize_and_pad(shape):
     image, boxes = noise(*shape), np.array([[1, 2, 20, 30]], np.float32)
     crop = random_scale_and_crop(np.random.default_rng(1), image, boxes, height=96, width=80, scale_range=(1.0, 1.0))
-    padded, new_boxes, scale = resize_and_pad(image, boxes, height=96, width=80)
+    padded, size = resize_and_pad(image, height=96, width=80)
     np.testing.assert_array_equal(crop.image, padded)
-    np.testing.assert_array_equal(crop.boxes_xyxy, new_boxes)
-    np.testing.assert_array_equal(crop.scale, scale)
+    assert tuple(crop.size) == size
+    scale_y, scale_x = np.array(size) / shape
+    expected = np.clip(boxes * [scale_x, scale_y, scale_x, scale_y], 0, [*size[::-1], *size[::-1]])
+    np.testing.assert_allclose(crop.boxes_xyxy, expected, rtol=1e-6)
 
 
 def test_crops_reach_every_corner_of_the_image():
@@ -345,11 +351,14 @@ def test_augmentation_takes_a_list_as_scale():
 )
 def test_wrong_arrays_are_refused(image, boxes, message):
     with pytest.raises(ValueError, match=message):
-        resize_and_pad(image, boxes, height=8, width=8)
+        fitted(image, boxes, height=8, width=8)
+    if boxes is NO_BOXES:
+        with pytest.raises(ValueError, match=message):
+            resize_and_pad(image, height=8, width=8)
 
 
 def test_wrong_out_and_is_crowd_are_refused():
     with pytest.raises(ValueError, match="out must be"):
-        resize_and_pad(noise(), NO_BOXES, height=8, width=8, out=np.zeros((8, 9, 3), np.uint8))
+        resize_and_pad(noise(), height=8, width=8, out=np.zeros((8, 9, 3), np.uint8))
     with pytest.raises(ValueError, match="is_crowd must have shape"):
         crop_top_left([[0, 0, 5, 5], [0, 0, 6, 6]], np.zeros(1, bool))

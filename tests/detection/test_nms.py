@@ -1,9 +1,8 @@
-"""Hard and soft suppression against the rule in plain loops."""
+"""Hard suppression against the rule in plain loops; what hard and soft suppression have in common."""
 
 import functools
 
 import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,22 +10,9 @@ import pytest
 
 from focaljax.detection import gaussian_soft_nms, linear_soft_nms, nms_mask, non_maximum_suppression
 from focaljax.detection import nms as nms_module
+from tests.detection.suppression import ROWS, crowds, gaussian, iou, linear, nms
 
-ROWS = 300
-
-nms = jax.jit(non_maximum_suppression, static_argnames=("iou_threshold", "max_detections"))
 mask = jax.jit(nms_mask, static_argnames="iou_threshold")
-linear = jax.jit(linear_soft_nms, static_argnames=("iou_threshold", "min_score", "max_detections"))
-gaussian = jax.jit(gaussian_soft_nms, static_argnames=("sigma", "min_score", "max_detections"))
-
-
-def iou(box, boxes):
-    """In float64, 0 where there is no area."""
-    box, boxes = np.asarray(box, np.float64), np.asarray(boxes, np.float64)
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    common = np.prod(np.maximum(sides, 0), axis=1)
-    union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
 def greedy(boxes, scores, labels, iou_threshold):
@@ -52,24 +38,6 @@ def assert_rows(found, boxes, scores, labels, kept):
     np.testing.assert_array_equal(found.scores[count:], 0)
     np.testing.assert_array_equal(found.labels[count:], -1)
     np.testing.assert_array_equal(found.boxes_xyxy[count:], 0)
-
-
-@st.composite
-def crowds(draw, rows=ROWS):
-    """Boxes with whole corners, for which comparing an IoU with a half is exact; many scores equal; padding rows."""
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    extent, side = draw(st.sampled_from([(1, 1), (6, 5), (30, 12), (400, 60)]))
-    corner = random.integers(0, extent, (rows, 2))
-    boxes = np.concatenate([corner, corner + random.integers(0, side, (rows, 2), endpoint=True)], axis=1)
-    num_scores = draw(st.sampled_from([1, 3, 2**20]))
-    scores = random.integers(1, num_scores, rows, endpoint=True) / num_scores
-    share_of_padding = draw(st.sampled_from([0.0, 0.0, 0.5, 0.99, 1.0]))
-    scores[random.random(rows) < share_of_padding] = 0
-    labels = random.integers(0, draw(st.sampled_from([1, 2, 80])), rows)
-    return boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int32)
-
-
-# Hard suppression
 
 
 @hypothesis.given(crowd=crowds())
@@ -306,108 +274,3 @@ def test_wrong_input_is_named_with_its_remedy(function):
 def test_hyperparameters_out_of_range_are_refused(function, name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         function(np.zeros((1, 4), np.float32), np.zeros(1, np.float32), np.zeros(1, int), **{name: value})
-
-
-# Soft suppression
-
-FACTORS = {
-    "linear": lambda overlap: np.where(overlap > 0.25, 1 - overlap, 1),
-    "gaussian": lambda overlap: np.exp(-(overlap**2) / 0.5),
-}
-
-
-def replay(found, boxes, scores, labels, factor, *, rtol):
-    """Checks that each row is the best of what the rows before it have left, by the rule in float64."""
-    found = jax.tree.map(np.asarray, found)
-    remaining = scores.astype(np.float64)
-    for row, score in enumerate(found.scores):
-        best = remaining.max()
-        if not found.is_detection[row]:
-            assert best < 0.001 * (1 + rtol)
-            continue
-        assert score == pytest.approx(best, rel=rtol)
-        tied = np.flatnonzero(remaining > best * (1 - rtol))
-        is_same = (boxes[tied] == found.boxes_xyxy[row]).all(axis=1) & (labels[tied] == found.labels[row])
-        assert is_same.any()
-        taken = tied[is_same][0]
-        # Rounding decides between lowered scores; of equal scores as given the first is taken.
-        if (remaining[tied] == scores[tied]).all():
-            assert taken == remaining.argmax()
-        remaining *= np.where(labels == labels[taken], factor(iou(boxes[taken], boxes)), 1)
-        remaining[taken] = 0
-
-
-@pytest.mark.parametrize("kind", ["linear", "gaussian"])
-@hypothesis.given(crowd=crowds(rows=60))
-@hypothesis.settings(max_examples=30)
-def test_each_row_of_soft_suppression_is_the_best_that_is_left(kind, crowd):
-    options = {"linear": {"iou_threshold": 0.25}, "gaussian": {"sigma": 0.5}}[kind]
-    found = {"linear": linear, "gaussian": gaussian}[kind](*crowd, max_detections=40, **options)
-    assert (np.diff(found.scores) <= 0).all()
-    replay(found, *crowd, FACTORS[kind], rtol=2e-5)  # up to 40 factors, each rounded
-
-
-def test_soft_suppression_worked_by_hand():
-    # IoU of the first with the second 0.5, with the third (another class) 1, with the fourth 0.25.
-    boxes = np.float32([[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 4, 4], [0, 0, 4, 1]])
-    scores, labels = np.float32([0.8, 0.6, 0.5, 0.4]), np.array([0, 0, 1, 0])
-    # Linear above 0.3: 0.6 / 2 = 0.3; the fourth is lowered by the second alone (IoU 0.5), but taken before it.
-    found = linear(boxes, scores, labels, max_detections=4)
-    np.testing.assert_allclose(found.scores, [0.8, 0.5, 0.4, 0.15], rtol=1e-6)
-    # Gaussian: the second 0.6 e^-0.5 = 0.364, the fourth 0.4 e^-0.125 = 0.353, then e^-0.5 of it.
-    found = gaussian(boxes, scores, labels, max_detections=4)
-    second, fourth = 0.6 * np.exp(-0.5), 0.4 * np.exp(-0.125) * np.exp(-0.5)
-    np.testing.assert_allclose(found.scores, [0.8, 0.5, second, fourth], rtol=1e-6)
-    np.testing.assert_array_equal(found.labels, [0, 1, 0, 0])
-
-
-def test_soft_scores_must_exceed_the_minimum():
-    boxes, labels = np.float32([[0, 0, 4, 4], [0, 0, 4, 2]]), np.zeros(2, int)
-    scores = np.float32([0.75, 0.5])  # the second becomes 0.25
-    assert linear(boxes, scores, labels, min_score=0.24, max_detections=2).is_detection.sum() == 2
-    found = linear(boxes, scores, labels, min_score=0.25, max_detections=2)
-    np.testing.assert_array_equal(found.labels, [0, -1])
-    np.testing.assert_array_equal(found.scores, [0.75, 0])
-
-
-def test_boxes_apart_keep_their_scores_and_copies_lose_all():
-    boxes = np.float32([[10 * i, 0, 10 * i + 4, 4] for i in range(5)])
-    scores = np.float32([0.1, 0.5, 0.3, 0.4, 0.2])
-    for function in (linear, gaussian):
-        found = function(boxes, scores, np.zeros(5, int), max_detections=5)
-        np.testing.assert_array_equal(found.scores, np.sort(scores)[::-1])
-    found = linear(np.repeat(boxes, 2, axis=0), np.repeat(scores, 2), np.zeros(10, int), max_detections=10)
-    np.testing.assert_array_equal(found.scores, [*np.sort(scores)[::-1], 0, 0, 0, 0, 0])
-
-
-@pytest.mark.parametrize("function", [functools.partial(linear_soft_nms, iou_threshold=0.05), gaussian_soft_nms])
-def test_gradient_of_soft_scores_is_that_of_differences(function):
-    random = np.random.default_rng(0)
-    corner = random.uniform(0, 4, (6, 2))
-    boxes = np.concatenate([corner, corner + random.uniform(2, 6, (6, 2))], axis=1)
-    scores, labels, weights = random.uniform(0.6, 1, 6), np.array([0, 0, 0, 0, 1, 1]), random.normal(size=6)
-    with jax.enable_x64(True):
-
-        @jax.jit
-        def total(boxes, scores):
-            return jnp.dot(function(boxes, scores, labels, max_detections=6).scores, weights)
-
-        gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(boxes, scores)
-        for argument, gradient in enumerate(gradients):
-            for index in np.ndindex(gradient.shape):
-                ends = []
-                for step in (1e-6, -1e-6):
-                    moved = [boxes.copy(), scores.copy()]
-                    moved[argument][index] += step
-                    ends.append(float(total(*moved)))
-                assert gradient[index] == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-8)
-        assert np.abs(gradients[0]).max() > 0.01
-        assert np.isfinite(jax.jit(jax.hessian(total))(boxes, scores)).all()
-
-
-@pytest.mark.parametrize("function", [linear_soft_nms, gaussian_soft_nms])
-def test_gradient_is_finite_at_copies_and_boxes_without_area(function):
-    boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    total = lambda boxes, scores: function(boxes, scores, jnp.zeros(4, int), max_detections=6).scores.sum()  # noqa: E731
-    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(boxes, jnp.array([0.9, 0.8, 0.0, 0.5])):
-        assert np.isfinite(gradient).all()

@@ -95,6 +95,13 @@ def test_arrays_get_the_dtype_of_the_model():
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(filled.variables)} == {"float32"}
 
 
+def test_arrays_of_that_dtype_are_taken_without_a_copy():
+    loaded = fill(shapes(), seed=1)
+    filled = fill_variables(shapes(), loaded)
+    for ours, theirs in zip(jax.tree.leaves(filled.variables), jax.tree.leaves(loaded), strict=True):
+        assert ours is theirs
+
+
 @pytest.mark.parametrize(
     ("attributes", "names"),
     [

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from focaljax.models.pretrained import (
     LoadedWeights,
     WeightsError,
+    check_complete,
     check_variables,
     detect_source,
     flatten_variables,
@@ -258,6 +260,25 @@ def test_check_reports_missing_surplus_and_misshapen_and_passes_over_other_colle
         assert words in str(caught.value), words
 
 
+@pytest.mark.parametrize("model", [V2_MODEL, {"num_classes": 3, "backbone": "resnet_tiny", "levels": (3, 4)}])
+def test_a_whole_detector_tells_its_model_and_one_with_a_fault_does_not_pass(model):
+    flat = flatten_dict(shapes_of(**model), sep="/")
+    found = check_complete(unflatten_variables(flat))
+    assert found == infer_model(shapes_of(**model))
+    assert found.items() >= model.items()
+    del flat["params/box_head/conv2/bias" if "head_norm" not in model else "params/box_head/conv2/kernel"]
+    flat["params/fpn/output4/scale"] = flat["params/fpn/output4/bias"]
+    with pytest.raises(WeightsError, match=r"1 without a place, 1 missing:\s.*output4/scale has no place"):
+        check_complete(unflatten_variables(flat))
+
+
+def test_a_backbone_of_no_known_shape_is_refused():
+    variables = from_torchvision(torchvision("resnet18"))
+    variables["params"] = jax.tree.map(lambda leaf: leaf[..., :3], variables["params"])
+    with pytest.raises(WeightsError, match="shapes of none of focaljax.models.resnet.RESNETS"):
+        check_complete(variables)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -266,6 +287,8 @@ def test_check_reports_missing_surplus_and_misshapen_and_passes_over_other_colle
         ({"backbone": "resnet18", "head_depth": 2}, "its heads have 2 hidden layers, torchvision's 4"),
         ({"backbone": "resnet18", "head_norm": "group_norm", "head_channels": 64}, "groups of 4 channels"),
         ({"backbone": "resnet18", "head_norm": "batch_norm"}, "another normalisation than by groups"),
+        # A tower of torchvision leads from the pyramid's channels to as many.
+        ({"backbone": "resnet18", "head_channels": 64}, "its heads have 64 channels.*as the pyramid, here 256"),
     ],
 )
 def test_model_without_counterpart_in_torchvision_is_refused_with_the_reason(model, words):

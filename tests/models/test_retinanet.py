@@ -278,6 +278,14 @@ def test_images_are_normalised_by_channel_and_zero_in_their_padding():
     assert normalized.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("images", "sizes"), [((2, 4, 4), (2, 2)), ((2, 4, 4, 1), (2, 2)), ((2, 4, 4, 3), (1, 2)), ((2, 4, 4, 3), (2,))]
+)
+def test_images_and_sizes_of_other_shapes_are_refused(images, sizes):
+    with pytest.raises(ValueError, match=r"images must be \[B, H, W, 3\] and sizes \[B, 2\], got"):
+        normalize_images(np.zeros(images, np.uint8), np.ones(sizes, np.int32))
+
+
 def test_normalisation_takes_other_means():
     images = np.full((1, 2, 2, 3), 10, np.uint8)
     normalized = normalize_images(images, np.array([[2, 2]]), mean=(0.0, 10.0, 20.0), std=(1.0, 1.0, 5.0))

@@ -125,10 +125,5 @@ def test_detections(name):
         boxes = detections.boxes_xyxy[index, :count]
         np.testing.assert_allclose(boxes, expected["boxes"], rtol=0, atol=1e-6)
         size = tuple(reference["image_sizes"][index])
-        # torchvision's ratio of sizes is rounded to float32; that of image 0 is 1/2 or 1, which is exact.
-        np.testing.assert_allclose(
-            restore_boxes(boxes, size, original_size),
-            reference[f"detections{index}/original_boxes"],
-            rtol=0 if index == 0 else 2**-23,
-            atol=1e-6,
-        )
+        restored = restore_boxes(boxes, size, original_size)
+        np.testing.assert_allclose(restored, reference[f"detections{index}/original_boxes"], rtol=0, atol=1e-6)
