@@ -92,8 +92,8 @@ _MATCHING: dict[str, Any] = {
     "low_quality": True,
     "low_quality_at_zero": False,
 }
-# Equal to torchvision, with its fault: a box that meets no anchor assigns all that it does not meet.
-_TORCHVISION_MATCHING = {**_MATCHING, "low_quality_at_zero": True}
+# Equal to torchvision and detectron2, with their fault: a box that meets no anchor assigns all that it does not meet.
+_MATCHING_AT_ZERO = {**_MATCHING, "low_quality_at_zero": True}
 
 _PAPER_LOSS: dict[str, Any] = {
     "classification": "focal",
@@ -123,7 +123,7 @@ _DETECTRON2 = Variant(
     num_classes=80,
     # Its ImageNet weights are Caffe's: the standard deviation is in the first layer's weights.
     preprocessing=Preprocessing(pixel_mean=PIXEL_MEAN[::-1], pixel_std=(1.0, 1.0, 1.0), channel_order="bgr"),
-    matching=_MATCHING,
+    matching=_MATCHING_AT_ZERO,
     loss=_DETECTRON2_LOSS,
     thresholds=_PAPER_THRESHOLDS,
 )
@@ -133,7 +133,7 @@ _TORCHVISION_V1 = Variant(
     anchors=_TORCHVISION_ANCHORS,
     num_classes=91,
     preprocessing=Preprocessing(),
-    matching=_TORCHVISION_MATCHING,
+    matching=_MATCHING_AT_ZERO,
     loss=_L1_LOSS,
     thresholds=_TORCHVISION_THRESHOLDS,
 )
@@ -165,7 +165,7 @@ VARIANTS: dict[str, Variant] = {
         anchors=_TORCHVISION_ANCHORS,
         num_classes=91,
         preprocessing=Preprocessing(),
-        matching=_TORCHVISION_MATCHING,
+        matching=_MATCHING_AT_ZERO,
         loss={**_PAPER_LOSS, "box": "giou"},
         thresholds=_TORCHVISION_THRESHOLDS,
     ),

@@ -81,6 +81,8 @@ def fill_state_dict(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray
 
 # Of the variance, by a part of the name; 2 keeps that of a ReLU network.
 _GAINS = {"inner_blocks": 0.4, "layer_blocks": 0.8, "cls_logits": 1.0, "bbox_reg": 0.05}
+# detectron2's pixels keep their deviation of some 60, which its first convolution takes away.
+_GAINS |= {"fpn_lateral": 0.4, "fpn_output": 0.8, "cls_score": 1.0, "bbox_pred": 0.05, "stem.conv1.weight": 2 / 60**2}
 
 
 def _entry(name: str, shape: tuple[int, ...], names: Mapping[str, Sequence[int]]) -> np.ndarray:
@@ -94,9 +96,9 @@ def _entry(name: str, shape: tuple[int, ...], names: Mapping[str, Sequence[int]]
     if name.endswith("running_var"):
         return 1 + np.float32(0.2) * noise
     if name.endswith(("bias", "running_mean")):
-        return np.float32(0.1) * noise - np.float32(3.5 if "cls_logits" in name else 0)
+        return np.float32(0.1) * noise - np.float32(3.5 if "cls_logits" in name or "cls_score" in name else 0)
     layer = name.removesuffix(".weight")
-    is_last = layer.endswith("bn3") or (layer.endswith("bn2") and layer[:-1] + "3.weight" not in names)
+    is_last = layer.endswith(("bn3", "conv3.norm")) or (layer.endswith("bn2") and layer[:-1] + "3.weight" not in names)
     return np.float32(0.25 if is_last else 1) * (1 + np.float32(0.1) * noise)
 
 
@@ -133,6 +135,21 @@ def case_objects(case: Case) -> list[tuple[np.ndarray, np.ndarray]]:
         boxes_xyxy, numbers = boxes(size, 3 + index, str(index))
         objects.append((boxes_xyxy, 1 + (numbers * (case.num_classes - 1)).astype(np.int64)))
     return objects
+
+
+# (height, width) of the images that detectron2's detector sees; padded to 128 x 160.
+DETECTRON2_SIZES = ((96, 132), (120, 90))
+# By so much logits are lowered to leave fewer than the largest number of detections.
+DETECTRON2_FEW = 8.0
+# More than there are candidates.
+DETECTRON2_MANY = 5000
+
+
+def detectron2_objects(index: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes `[N, 4]` of one of these images, the last of 18 px, and labels in 0..K-1."""
+    boxes_xyxy, numbers = boxes(DETECTRON2_SIZES[index], 4 + index, f"detectron2 {index}")
+    boxes_xyxy[-1] = 2, 2, 20, 20
+    return boxes_xyxy, (numbers * num_classes).astype(np.int64)
 
 
 def sample(array: np.ndarray, count: int = SAMPLES) -> np.ndarray:
