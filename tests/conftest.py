@@ -39,6 +39,14 @@ def shared_data() -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Thousands of programs take gigabytes in a worker; each module has its own, and the disk keeps them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture
 def mesh_of_eight():
     """A mesh of eight CPU devices with the axis 'data'."""

@@ -15,9 +15,11 @@ import optax
 import rich.progress
 from ml_collections import ConfigDict
 
+from focaljax.cli.console import track
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import anchor_settings, compiled_predict_step, pixel_settings
 from focaljax.data import pipeline
+from focaljax.data.cache import CachedSource
 from focaljax.data.example import Source
 from focaljax.data.subset import FirstImages
 from focaljax.data.transforms import Augmentation
@@ -83,8 +85,9 @@ def make_source(config: ConfigDict, split: str, *, classes: Classes | None = Non
     if split not in SPLITS:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     source = _whole_source(config, split, classes)
-    limit = config.data[split].limit
-    return FirstImages(source, limit) if limit > 0 else source
+    if (limit := config.data[split].limit) > 0:
+        source = FirstImages(source, limit)
+    return CachedSource(source, config.data.cache, split, track=track) if config.data.cache else source
 
 
 def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> Source:

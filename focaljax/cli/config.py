@@ -1,6 +1,5 @@
 """Configs: the defaults of every setting, and reading a config file with overrides from the command line."""
 
-import ast
 import importlib.util
 import json
 import pathlib
@@ -12,9 +11,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from focaljax.cli.main import UsageError, nearest
+from focaljax.cli.settings import check_value, nearest_setting
 
 # What may differ when a run goes on: how it is watched, not what is trained.
-FREE_ON_RESUME = ("log", "eval", "checkpoint", "data.num_threads")
+FREE_ON_RESUME = ("log", "eval", "checkpoint", "data.num_threads", "data.cache")
 
 _VARIANT_FLAG, _APPLIED = "--config.model.variant=", "_applied_variant"
 
@@ -56,6 +56,9 @@ def default_config() -> ConfigDict:
     data.image_size = (600, 600)  # height, width: images are resized to fit and padded
     data.max_boxes = 0  # rows for the boxes of an image; 0: as many as the fullest training image has
     data.num_threads = 0  # that read images; 0: as many as there are cores
+    # A folder for the decoded images, three bytes a pixel, so that no epoch but the first decodes; one for each data
+    # set, in memory or on a fast disk; '': none. They are kept resized unless `augment` changes scale or colours.
+    data.cache = ""
 
     augment = config.augment = ConfigDict()
     augment.horizontal_flip = 0.5  # probability
@@ -263,8 +266,8 @@ def override_config(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             groups = {".".join(setting.split(".")[:-1]) for setting in settings}
             if key in groups:
                 raise UsageError(f"--config.{key} is a group of settings: set one of them, --config.{key}.NAME=VALUE")
-            raise UsageError(f"unknown setting --config.{key}{_nearest_setting(key, settings)}")
-        _check_value(key, value, settings[key])
+            raise UsageError(f"unknown setting --config.{key}{nearest_setting(key, settings)}")
+        check_value(key, value, settings[key])
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=["focaljax", *overrides])
     parse_flags(overrides, flag_values)
@@ -351,37 +354,7 @@ def _check_known(path: str, config: ConfigDict) -> None:
     known = dict(flatten(default_config()))
     for key, _ in flatten(config):
         if key not in known:
-            raise UsageError(f"config file {path}: unknown setting {key}{_nearest_setting(key, known)}")
-
-
-def _check_value(key: str, value: str, default: Any) -> None:
-    if isinstance(default, tuple):
-        try:
-            parsed = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed = None
-        if not isinstance(parsed, tuple | list):
-            raise UsageError(f"--config.{key}={value}: expected a tuple such as '{default}', in quotes")
-        return
-    if isinstance(default, bool):
-        if value.lower() not in ("true", "false", "1", "0"):
-            raise UsageError(f"--config.{key}={value}: expected true or false")
-        return
-    if isinstance(default, int | float):
-        try:
-            type(default)(value)
-        except ValueError:
-            kind = "a whole number" if isinstance(default, int) else "a number"
-            raise UsageError(f"--config.{key}={value}: expected {kind} such as {default}") from None
-
-
-def _nearest_setting(key: str, settings: dict[str, Any]) -> str:
-    """Like `nearest`, but the last part of the name alone may also match: `gamma` for `loss.gamma`."""
-    by_name = {setting.split(".")[-1]: setting for setting in settings}
-    last = key.split(".")[-1]
-    if last in by_name:
-        return f" (did you mean {by_name[last]!r}?)"
-    return nearest(key, settings)
+            raise UsageError(f"config file {path}: unknown setting {key}{nearest_setting(key, known)}")
 
 
 def _over(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

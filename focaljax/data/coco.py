@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -116,6 +117,10 @@ class AnnotatedImages:
             raise UnreadableImageError(f"{file_name} (image {image_id}): {error.strerror} in {self._folder}") from error
         height, width = self._sizes[index].tolist()
         image = image_files.decode_image(encoded, file_name=file_name, image_id=image_id, expected_size=(height, width))
+        return self.with_image(index, image)
+
+    def with_image(self, index: int, image: np.ndarray) -> Example:
+        """Returns example `index` with this image, which is not read."""
         # Copies: what a caller does with an example must not change the next one.
         rows = slice(self._offsets[index], self._offsets[index + 1])
         return Example(
@@ -123,9 +128,21 @@ class AnnotatedImages:
             boxes_xyxy=self._boxes_xyxy[rows].copy(),
             labels=self._labels[rows].copy(),
             is_crowd=self._is_crowd[rows].copy(),
-            image_id=image_id,
-            file_name=file_name,
+            image_id=self._image_ids[index],
+            file_name=self._file_names[index],
         )
+
+    def fingerprint(self) -> str:
+        """Returns a text that is another one if any image file has another name, time or size."""
+        digest = hashlib.sha256(self._sizes.tobytes())
+        for file_name in self._file_names:
+            try:
+                state = os.stat(os.path.join(self._folder, file_name))
+            except OSError:
+                digest.update(repr((file_name, None)).encode())
+            else:
+                digest.update(repr((file_name, state.st_size, state.st_mtime_ns)).encode())
+        return digest.hexdigest()
 
     def ground_truth(self) -> dict[str, Any]:
         """Returns the images kept with their annotations as they were, unclipped, in COCO's annotation form.

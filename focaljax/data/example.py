@@ -27,6 +27,8 @@ class Example:
         is_crowd: bool `[N]`; a crowd region marks a group of objects: neither a target nor background.
         image_id: the source's own id of the image (COCO's `id`).
         file_name: where the image came from, for messages.
+        fitted_from: None; or, where `image` is what `focaljax.data.transforms.resize_and_pad` makes of an image,
+            without the padding, the height and width of that image: it is the one whose pixels the boxes count.
     """
 
     image: np.ndarray
@@ -35,6 +37,12 @@ class Example:
     is_crowd: np.ndarray
     image_id: int
     file_name: str
+    fitted_from: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image whose pixels the boxes count."""
+        return self.fitted_from or (self.image.shape[0], self.image.shape[1])
 
 
 class Source(Protocol):
@@ -56,6 +64,14 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example:
         """Reads and decodes image `index`; raises `UnreadableImageError` if it cannot."""
+        ...
+
+    def with_image(self, index: int, image: np.ndarray) -> Example:
+        """Returns example `index` with this image, which is not read."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Returns a text that is another one if any image may be another one, by the times and sizes of the files."""
         ...
 
     def ground_truth(self) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import cv2
 import grain
 import numpy as np
 
+from focaljax.data.cache import CachedSource
 from focaljax.data.example import DataError, Example, Source, UnreadableImageError
 from focaljax.data.report import DataReport
 from focaljax.data.transforms import Augmentation, augment, resize_and_pad
@@ -170,6 +171,7 @@ class _ReadTrainingBatch:
         self._width = width
         self._max_boxes = max_boxes
         self._augmentation = augmentation
+        self._read = _reader(source, (height, width) if augmentation.flips_only else None)
         self._findings = _Findings(source.report)
 
     def __call__(self, plan: np.ndarray) -> Batch:
@@ -192,6 +194,7 @@ class _ReadTrainingBatch:
                 augmentation=self._augmentation,
                 height=self._height,
                 width=self._width,
+                fitted_from=example.fitted_from,
                 out=batch["image"][row],
             )
             boxes, labels, is_crowd = view.boxes_xyxy, example.labels[view.is_kept], example.is_crowd[view.is_kept]
@@ -212,7 +215,7 @@ class _ReadTrainingBatch:
         tries = min(MAX_UNREADABLE_IN_A_ROW, len(self._source))
         for offset in range(tries):
             try:
-                return self._source[(index + offset) % len(self._source)]
+                return self._read((index + offset) % len(self._source))
             except UnreadableImageError as error:
                 self._findings.add("unreadable image: another one trained on in its place", str(error))
                 last_error = error
@@ -227,6 +230,7 @@ class _ReadEvaluationBatch:
         self._rows = rows
         self._height = height
         self._width = width
+        self._read = _reader(source, (height, width))
         self._findings = _Findings(source.report)
 
     def __call__(self, positions: np.ndarray) -> Batch:
@@ -234,7 +238,7 @@ class _ReadEvaluationBatch:
         batch = _blank_batch(len(positions), self._height, self._width)
         for row, position in enumerate(positions.tolist()):
             try:
-                example = self._source[position % len(self._source)]
+                example = self._read(position % len(self._source))
             except UnreadableImageError as error:
                 self._findings.add("unreadable image: evaluated as if nothing was found in it", str(error))
                 continue
@@ -242,6 +246,11 @@ class _ReadEvaluationBatch:
             _describe(batch, row, example, size)
             batch["is_valid"][row] = position < len(self._source)
         return batch
+
+
+def _reader(source: Source, shape: tuple[int, int] | None) -> Callable[[int], Example]:
+    """Returns what reads an image, from the file of a source that keeps one; see `CachedSource.reader`."""
+    return source.reader(shape) if isinstance(source, CachedSource) else source.__getitem__
 
 
 def _blank_batch(B: int, height: int, width: int) -> Batch:
@@ -258,7 +267,7 @@ def _blank_batch(B: int, height: int, width: int) -> Batch:
 def _describe(batch: Batch, row: int, example: Example, size: np.ndarray | tuple[int, int]) -> None:
     batch["size"][row] = size
     batch["image_id"][row] = example.image_id
-    batch["original_size"][row] = example.image.shape[:2]
+    batch["original_size"][row] = example.size
     batch["is_valid"][row] = True
 
 

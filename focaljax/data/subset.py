@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from focaljax.data.example import Example, Source
 
 
@@ -35,6 +37,14 @@ class FirstImages:
         if not 0 <= index < self._count:
             raise IndexError(f"image index {index} is not in 0..{self._count - 1}")
         return self._source[index]
+
+    def with_image(self, index: int, image: np.ndarray) -> Example:
+        """Returns example `index` with this image, which is not read."""
+        return self._source.with_image(index, image)
+
+    def fingerprint(self) -> str:
+        """Returns that of the whole source."""
+        return self._source.fingerprint()
 
     def ground_truth(self) -> dict[str, Any]:
         """Returns the part's images and annotations in COCO's form, with all categories."""

@@ -59,10 +59,7 @@ class SplitIndex:
 
 def load_or_read_index(records: Any, folder: str, split: str) -> SplitIndex:
     """Returns the split's index from the file that an earlier start kept, or from the records."""
-    files = sorted(path for path in pathlib.Path(folder).iterdir() if "array_record" in path.name)
-    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    digest = hashlib.sha256(repr((_KEPT_FORMAT, split, len(records), state)).encode()).hexdigest()[:16]
-    kept = pathlib.Path(folder, f"focaljax-{digest}.npz")
+    kept = pathlib.Path(folder, f"focaljax-{records_state(records, folder, split)[:16]}.npz")
     try:
         with np.load(kept, allow_pickle=False) as arrays:
             return SplitIndex(**arrays)
@@ -73,6 +70,13 @@ def load_or_read_index(records: Any, folder: str, split: str) -> SplitIndex:
     if time.monotonic() - start > _KEEP_AFTER_SECONDS:
         _keep(index, kept)
     return index
+
+
+def records_state(records: Any, folder: str, split: str) -> str:
+    """Returns a digest of the split, its length, and the names, times and sizes of the data set's files."""
+    files = sorted(path for path in pathlib.Path(folder).iterdir() if "array_record" in path.name)
+    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((_KEPT_FORMAT, split, len(records), state)).encode()).hexdigest()
 
 
 def _keep(index: SplitIndex, path: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ from focaljax.data.example import DataError, Example, UnreadableImageError
 from focaljax.data.images import decode_image
 from focaljax.data.repair import repair_boxes
 from focaljax.data.report import DataReport
-from focaljax.data.tfds_index import load_or_read_index, parse_record
+from focaljax.data.tfds_index import load_or_read_index, parse_record, records_state
 
 _INFO_FILE = "dataset_info.json"
 
@@ -56,6 +56,7 @@ class TfdsSource:
         self.report = DataReport()
         # Picklable, safe among threads, and free of TFDS's own decoding.
         self._records = _open_split(tfds, builder, split, folder)
+        self._folder, self._split = folder, split
         try:
             index = load_or_read_index(self._records, folder, split)
         except Exception as error:  # a damaged or missing file shows as one of many errors of the reader
@@ -86,15 +87,23 @@ class TfdsSource:
         except Exception as error:  # the reader's own exceptions vary; damaged data is the one cause that remains
             raise UnreadableImageError(f"{file_name} (image {image_id}): its record is damaged ({error})") from error
         image = decode_image(feature["image"].bytes_list.value[0], file_name=file_name, image_id=image_id)
+        return self.with_image(index, image)
+
+    def with_image(self, index: int, image: np.ndarray) -> Example:
+        """Returns example `index` with this image, which is not read."""
         rows = slice(self._offsets[index], self._offsets[index + 1])
         return Example(
             image=image,
             boxes_xyxy=self._boxes_xyxy[rows].copy(),
             labels=self._labels[rows].copy(),
             is_crowd=self._is_crowd[rows].copy(),
-            image_id=image_id,
-            file_name=file_name,
+            image_id=int(self._image_ids[index]),
+            file_name=str(self._index.file_names[index]),
         )
+
+    def fingerprint(self) -> str:
+        """Returns a text that is another one if the split or any of the data set's files is."""
+        return records_state(self._records, self._folder, self._split)
 
     def ground_truth(self) -> dict[str, Any]:
         """Returns the split in COCO's annotation form, with the boxes as annotated.

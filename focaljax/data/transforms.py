@@ -24,7 +24,8 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523,
 _YIQ_INVERSE = np.linalg.inv(_YIQ)
 _LUMA = _YIQ[0]
 
-_Region = tuple[int, int, int, int]  # y, x, height, width in source pixels
+# OpenCV's codes of flips left to right, upside down.
+_FLIP_CODES = {(True, False): 1, (False, True): 0, (True, True): -1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+
+    @property
+    def flips_only(self) -> bool:
+        """Whether the image that just fits is all that is needed of an image: no other scale, no other colours."""
+        return self.scale == (1.0, 1.0) and not (self.brightness or self.contrast or self.saturation or self.hue)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -114,43 +120,10 @@ def resize_and_pad(
     ((32, 64), 255, 0)
     """
     _check_image(image)
-    full = (0, 0, image.shape[0], image.shape[1])
-    return _resize_region(image, full, _fit_factor(image, height, width), height, width, out)
-
-
-def flip_horizontal(image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the image and the boxes mirrored left to right.
-
-    Args:
-        image: uint8 `[H, W, 3]`.
-        boxes_xyxy: `[N, 4]` in pixels; N may be 0.
-
-    Returns:
-        The mirrored image, and boxes as float32 `[N, 4]`: x1 becomes W - x2, x2 becomes W - x1.
-
-    >>> flip_horizontal(np.zeros((4, 10, 3), np.uint8), np.array([[0.0, 1, 2, 3]]))[1].tolist()
-    [[8.0, 1.0, 10.0, 3.0]]
-    """
-    _check(image, boxes_xyxy)
-    x1, y1, x2, y2 = np.asarray(boxes_xyxy, np.float32).T
-    width = np.float32(image.shape[1])
-    return cv2.flip(image, 1), np.stack([width - x2, y1, width - x1, y2], axis=-1)
-
-
-def flip_vertical(image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the image and the boxes mirrored upside down.
-
-    Args:
-        image: uint8 `[H, W, 3]`.
-        boxes_xyxy: `[N, 4]` in pixels; N may be 0.
-
-    Returns:
-        The mirrored image, and boxes as float32 `[N, 4]`: y1 becomes H - y2, y2 becomes H - y1.
-    """
-    _check(image, boxes_xyxy)
-    x1, y1, x2, y2 = np.asarray(boxes_xyxy, np.float32).T
-    height = np.float32(image.shape[0])
-    return cv2.flip(image, 0), np.stack([x1, height - y2, x2, height - y1], axis=-1)
+    old_size = image.shape[0], image.shape[1]
+    factor = _fit_factor(old_size, height, width)
+    size = _resized_size(old_size, old_size, factor, height, width)
+    return _write_resized(image, size, factor, height, width, out), size
 
 
 def random_scale_and_crop(
@@ -163,6 +136,8 @@ def random_scale_and_crop(
     width: int,
     scale_range: tuple[float, float],
     min_visible: float = 0.25,
+    flips: tuple[bool, bool] = (False, False),
+    fitted_from: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> ScaledCrop:
     """Returns the image at a random scale in a fixed shape: cropped where it is too large, padded where too small.
@@ -185,6 +160,10 @@ def random_scale_and_crop(
         height, width: shape of the result, in pixels.
         scale_range: smallest and largest scale; (1, 1) gives the same image as `resize_and_pad`.
         min_visible: share of a box's area that must stay visible, in 0..1.
+        flips: whether image and boxes are mirrored left to right, and upside down: x1 becomes W - x2, x2 becomes
+            W - x1. The crop is one of the mirrored image; its pixels are mirrored last, after the resize.
+        fitted_from: if `image` is the content that `resize_and_pad` makes of an image for this shape, the height and
+            width of that image, in whose pixels the boxes are. The result is the same as for that image.
         out: uint8 `[height, width, 3]`, all zeros, to write the result into; None for a new array.
 
     Returns:
@@ -199,23 +178,32 @@ def random_scale_and_crop(
         raise ValueError(f"min_visible must be in 0..1, got {min_visible!r}.")
     if is_crowd is not None and is_crowd.shape != (len(boxes_xyxy),):
         raise ValueError(f"is_crowd must have shape {(len(boxes_xyxy),)}, one entry a box, got {is_crowd.shape}.")
-    draw_scale, draw_y, draw_x = rng.random(3)
-    factor = _fit_factor(image, height, width) * (smallest + draw_scale * (largest - smallest))
-    old_height, old_width = image.shape[:2]
+    old_height, old_width = old_size = fitted_from or (image.shape[0], image.shape[1])
+    draw_scale, draw_y, draw_x = rng.random(3).tolist()
+    factor = _fit_factor(old_size, height, width) * (smallest + draw_scale * (largest - smallest))
     crop_height = min(old_height, max(1, round(height / factor)))
     crop_width = min(old_width, max(1, round(width / factor)))
     y = int(draw_y * (old_height - crop_height + 1))
     x = int(draw_x * (old_width - crop_width + 1))
-    region = (y, x, crop_height, crop_width)
-    padded, size = _resize_region(image, region, factor, height, width, out)
+    size = _resized_size(old_size, (crop_height, crop_width), factor, height, width)
+    if fitted_from is None:
+        top = old_height - crop_height - y if flips[1] else y
+        left = old_width - crop_width - x if flips[0] else x
+        image = image[top : top + crop_height, left : left + crop_width]
+    elif image.shape[:2] != size or (smallest, largest) != (1, 1):
+        raise ValueError(f"fitted_from {fitted_from} needs an image of {size} and scale (1, 1), got {image.shape[:2]}.")
+    padded = _write_resized(image, size, factor, height, width, out, flips)
 
-    old_boxes = np.asarray(boxes_xyxy, np.float64)
-    visible = np.clip(old_boxes, [x, y, x, y], [x + crop_width, y + crop_height] * 2)
-    is_visible = _areas(visible) >= min_visible * _areas(old_boxes)
+    old_boxes = _flip_boxes(boxes_xyxy, old_size, flips).astype(np.float64)
+    low, high = np.array([x, y, x, y]), np.array([x + crop_width, y + crop_height] * 2)
+    is_visible = _areas(np.minimum(np.maximum(old_boxes, low), high)) >= min_visible * _areas(old_boxes)
     if is_crowd is not None:
         is_visible |= np.asarray(is_crowd, bool)
-    boxes = _map_boxes(boxes_xyxy, region, size)
-    is_kept = is_visible & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= 1 - _SIDE_TOLERANCE)
+    scale_y, scale_x = size[0] / crop_height, size[1] / crop_width
+    boxes = (old_boxes - low) * np.array([scale_x, scale_y, scale_x, scale_y])
+    boxes = np.minimum(np.maximum(boxes, 0), np.array([size[1], size[0]] * 2)).astype(np.float32)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    is_kept = is_visible & (np.minimum(sides[:, 0], sides[:, 1]) >= 1 - _SIDE_TOLERANCE)
     return ScaledCrop(padded, boxes[is_kept], is_kept, np.array(size, np.int32))
 
 
@@ -252,14 +240,13 @@ def color_jitter(
     True
     """
     _check_image(image)
-    ranges = np.array([brightness, contrast, saturation, hue], np.float64)
-    if not ((ranges >= 0) & (ranges <= [1, 1, 1, 0.5])).all():
-        raise ValueError(
-            f"brightness, contrast and saturation must be in 0..1 and hue in 0..0.5, got {ranges.tolist()}."
-        )
-    draws = rng.uniform(-1.0, 1.0, 4) * ranges
-    if not ranges.any():
+    ranges = (brightness, contrast, saturation, hue)
+    if not all(0 <= value <= most for value, most in zip(ranges, (1, 1, 1, 0.5))):
+        raise ValueError(f"brightness, contrast and saturation must be in 0..1 and hue in 0..0.5, got {list(ranges)}.")
+    draws = rng.uniform(-1.0, 1.0, 4)
+    if not any(ranges):
         return image
+    draws *= ranges
     bright, contrasted, saturated = 1.0 + draws[:3]
     mean_luma = float(_LUMA @ cv2.mean(image)[:3])
     angle = 2 * math.pi * draws[3]
@@ -282,9 +269,10 @@ def augment(
     augmentation: Augmentation,
     height: int,
     width: int,
+    fitted_from: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> ScaledCrop:
-    """Returns the image and boxes after flips, colour jitter, and scaling with crop and padding, always in this order.
+    """Returns the image and boxes after flips, colour jitter, and scaling with crop and padding.
 
     Colour comes before the padding so that the padding stays 0. The same numbers are drawn whichever steps are switched
     on, so that a change of one setting leaves the draws of the others alone.
@@ -296,6 +284,7 @@ def augment(
         is_crowd: bool `[N]`.
         augmentation: probabilities and ranges.
         height, width: shape of the result, in pixels.
+        fitted_from: as in `random_scale_and_crop`, for an augmentation that `flips_only`.
         out: uint8 `[height, width, 3]`, all zeros, to write the image into; None for a new array.
 
     Returns:
@@ -304,19 +293,9 @@ def augment(
     Raises:
         ValueError: an argument has the wrong shape or dtype.
     """
-    draw_horizontal, draw_vertical = rng.random(2)
-    if draw_horizontal < augmentation.horizontal_flip:
-        image, boxes_xyxy = flip_horizontal(image, boxes_xyxy)
-    if draw_vertical < augmentation.vertical_flip:
-        image, boxes_xyxy = flip_vertical(image, boxes_xyxy)
-    image = color_jitter(
-        rng,
-        image,
-        brightness=augmentation.brightness,
-        contrast=augmentation.contrast,
-        saturation=augmentation.saturation,
-        hue=augmentation.hue,
-    )
+    draw_horizontal, draw_vertical = rng.random(2).tolist()
+    colors = {name: getattr(augmentation, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    image = color_jitter(rng, image, **colors)
     return random_scale_and_crop(
         rng,
         image,
@@ -326,48 +305,70 @@ def augment(
         width=width,
         scale_range=augmentation.scale,
         min_visible=augmentation.min_visible,
+        flips=(draw_horizontal < augmentation.horizontal_flip, draw_vertical < augmentation.vertical_flip),
+        fitted_from=fitted_from,
         out=out,
     )
 
 
-def _fit_factor(image: np.ndarray, height: int, width: int) -> float:
+def _fit_factor(size: tuple[int, int], height: int, width: int) -> float:
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1 pixel, got {height} and {width}.")
-    return min(height / image.shape[0], width / image.shape[1])
+    return min(height / size[0], width / size[1])
 
 
-def _resize_region(
-    image: np.ndarray, region: _Region, factor: float, height: int, width: int, out: np.ndarray | None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Writes `region` of `image`, resized by `factor`, top-left into the zeros of `out`."""
+def _resized_size(
+    size: tuple[int, int], crop: tuple[int, int], factor: float, height: int, width: int
+) -> tuple[int, int]:
+    """Returns the height and width of a crop of an image of this size after resizing by `factor`."""
+    # A cropped axis fills the output: round(height / factor) source pixels may be half a source pixel off.
+    return (
+        height if crop[0] < size[0] else min(height, max(1, round(crop[0] * factor))),
+        width if crop[1] < size[1] else min(width, max(1, round(crop[1] * factor))),
+    )
+
+
+def _write_resized(
+    image: np.ndarray,
+    size: tuple[int, int],
+    factor: float,
+    height: int,
+    width: int,
+    out: np.ndarray | None,
+    flips: tuple[bool, bool] = (False, False),
+) -> np.ndarray:
+    """Writes the image, resized by `factor` to `size` and mirrored, top-left into the zeros of `out`."""
     if out is None:
         out = np.zeros((height, width, 3), np.uint8)
     elif out.shape != (height, width, 3) or out.dtype != np.uint8 or not out.flags.c_contiguous:
         raise ValueError(f"out must be contiguous uint8 of shape {(height, width, 3)}, got {out.dtype} {out.shape}.")
-    y, x, old_height, old_width = region
-    # A cropped axis fills the output: round(height / factor) source pixels may be half a source pixel off.
-    new_height = height if old_height < image.shape[0] else min(height, max(1, round(old_height * factor)))
-    new_width = width if old_width < image.shape[1] else min(width, max(1, round(old_width * factor)))
-    source = image[y : y + old_height, x : x + old_width]
-    target = out[:new_height, :new_width]
-    if (old_height, old_width) == (new_height, new_width):
-        target[...] = source
-    else:
+    target = out[: size[0], : size[1]]
+    if image.shape[:2] != size:
         interpolation = cv2.INTER_AREA if factor < _AREA_BELOW else cv2.INTER_LINEAR
-        cv2.resize(source, (new_width, new_height), dst=target, interpolation=interpolation)
-    return out, (new_height, new_width)
+        if not any(flips):
+            cv2.resize(image, size[::-1], dst=target, interpolation=interpolation)
+            return out
+        image = cv2.resize(image, size[::-1], interpolation=interpolation)
+    if any(flips):
+        cv2.flip(image, _FLIP_CODES[flips], dst=target)
+    else:
+        target[...] = image
+    return out
 
 
-def _map_boxes(boxes_xyxy: np.ndarray, region: _Region, size: tuple[int, int]) -> np.ndarray:
-    """Returns the boxes in pixels of `region` resized to `size`, clipped to it."""
-    y, x, old_height, old_width = region
-    scale_y, scale_x = size[0] / old_height, size[1] / old_width
-    boxes = (np.asarray(boxes_xyxy, np.float64) - [x, y, x, y]) * [scale_x, scale_y, scale_x, scale_y]
-    return np.clip(boxes, 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
+def _flip_boxes(boxes_xyxy: np.ndarray, size: tuple[int, int], flips: tuple[bool, bool]) -> np.ndarray:
+    """Returns the boxes of an image of this size after the flips; float32 where there is one."""
+    for axis in (0, 1):
+        if flips[axis]:
+            boxes_xyxy = boxes_xyxy.astype(np.float32)
+            side = np.float32(size[1 - axis])
+            boxes_xyxy[:, [axis, axis + 2]] = side - boxes_xyxy[:, [axis + 2, axis]]
+    return boxes_xyxy
 
 
 def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:
-    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    return sides[:, 0] * sides[:, 1]
 
 
 def _is_number(value: object) -> bool:

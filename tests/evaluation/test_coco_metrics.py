@@ -222,13 +222,25 @@ def test_arguments_are_unchanged_and_nothing_is_printed(capsys):
         (a_detection([0, 0, -1, 5]), "no size below 0"),
         (a_detection([0, 0, 5]), "bbox"),
         (a_detection("abcd"), "bbox"),
+        (a_detection(["1", "2", "3", "4"]), "detection 1 of image 1 .*bbox"),
+        (a_detection("1234"), "bbox '1234'"),
+        (a_detection([0, 0, 5, 5, 5]), "bbox"),
+        (a_detection([0, 0, None, 5]), "bbox"),
+        (a_detection(np.zeros((4, 1))), "bbox"),
+        (a_detection([0, 0, 5, 5], image_id=1.0), "image_id 1.0, expected an id"),
         (a_detection([0, 0, 5, 5], "high"), "score 'high'"),
+        (["image_id", "category_id", "bbox", "score"], "detection 1 is a list"),
         ({"image_id": 1, "bbox": [0, 0, 5, 5]}, "detection 1 of image 1 has no category_id and no score"),
     ],
 )
 def test_faulty_detection_is_refused_and_named(detection, message):
     with pytest.raises(ValueError, match=message):
         evaluate_detections(truth([an_object([0, 0, 5, 5])]), [a_detection([0, 0, 5, 5]), detection])
+
+
+def test_boxes_of_three_and_of_five_numbers_do_not_make_up_for_each_other():
+    with pytest.raises(ValueError, match=r"detection 1 of image 1 has the bbox \[0, 0, 5\]"):
+        evaluate_detections(truth(), [a_detection(box) for box in ([0, 0, 5, 5], [0, 0, 5], [0, 0, 5, 5, 5])])
 
 
 def test_many_unknown_image_ids_are_counted_and_the_first_named():
@@ -274,7 +286,8 @@ def test_evaluation_file_has_the_keys_and_null_for_undefined(tmp_path, metrics):
     path = tmp_path / "new" / "evaluation_test.json"
     write_evaluation(path, metrics, details={"split": "test"})
     written = json.loads(path.read_text())
-    assert list(written) == [*MEANINGS, "per_class", "split"]
+    assert list(written) == [*MEANINGS, "per_class", "engine", "split"]
+    assert written["engine"] == metrics.engine
     assert written["AP"] == metrics.AP
     assert written["APs"] is None
     assert written["per_class"]["cat"] == dataclasses.asdict(metrics.per_class["cat"]) | {"APs": None, "APl": None}
