@@ -1,6 +1,6 @@
 """Convolution and normalisation as the published detectors define them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +31,9 @@ def conv(
 
     The padding is explicit because 'SAME' pads an even-sized input of a strided convolution on one side only, which
     moves every feature by half a stride against the published weights and against the anchors.
+
+    One of size 1 without groups is computed as a matrix product, the same numbers: XLA's CPU backend takes up to five
+    times as long for the convolution, most of it in the gradient (docs/performance.md).
     """
     return nn.Conv(
         features,
@@ -42,8 +45,17 @@ def conv(
         kernel_init=kernel_init,
         bias_init=bias_init,
         dtype=dtype,
+        conv_general_dilated=_pointwise if kernel_size == 1 and groups == 1 else None,
         name=name,
     )
+
+
+def _pointwise(x: Array, kernel: Array, window_strides: Sequence[int], *_: Any, **settings: Any) -> Array:
+    """Stands in for `lax.conv_general_dilated` where the kernel is `[1, 1, I, O]`, without padding or dilation."""
+    down, right = window_strides
+    x = x[:, ::down, ::right]
+    rows = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=settings["precision"])
+    return rows.reshape(*x.shape[:-1], -1)
 
 
 class BatchNorm(nn.Module):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from focaljax.models.layers import BatchNorm, FrozenBatchNorm, norm
+from focaljax.models.layers import BatchNorm, FrozenBatchNorm, conv, norm
 
 
 def batch_norm_variables(channels, seed=0, dtype=np.float32):
@@ -195,3 +195,30 @@ def test_unknown_norm_is_refused_with_the_known_ones():
         norm("layer", train=True, name="bn")
     with pytest.raises(ValueError, match="epsilon of a norm must be at least 0, got -1"):
         norm("batch_norm", train=True, epsilon=-1, name="bn")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_1x1_convolution_as_a_matrix_product_is_that_convolution(stride, use_bias):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 7, 9, 5))
+    with jax.enable_x64(True):
+        layer = conv(6, 1, stride=stride, use_bias=use_bias, dtype=jnp.float64, name="conv")
+        kernel, bias = random.normal(size=(1, 1, 5, 6)), random.normal(size=6)
+        params = {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}
+
+        def convolution(x, params):
+            y = jax.lax.conv_general_dilated(
+                x, params["kernel"], (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            return y + params.get("bias", 0.0)
+
+        actual, pull = jax.vjp(lambda x, params: layer.apply({"params": params}, x), x, params)
+        expected, pull_expected = jax.vjp(convolution, x, params)
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+        cotangent = random.normal(size=actual.shape)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12),
+            pull(cotangent),
+            pull_expected(cotangent),
+        )
