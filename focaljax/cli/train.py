@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
             step,
         )
         say(f"step {step}: {config.eval.split} AP {metrics.AP:.3f}, AP50 {metrics.AP50:.3f}, AP75 {metrics.AP75:.3f}")
-        return {name: value for name, value in vars(metrics).items() if name != "per_class" and value >= 0}
+        return {name: value for name, value in metrics.numbers().items() if value >= 0}
 
     with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
         state = _start(initialize, checkpoints, config, workdir, mesh)

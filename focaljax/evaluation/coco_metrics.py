@@ -103,6 +103,10 @@ class CocoMetrics:
     per_class: dict[str, ClassMetrics]
     engine: str = dataclasses.field(compare=False)
 
+    def numbers(self) -> dict[str, float]:
+        """Returns the 12 numbers by name."""
+        return {name: value for name, value in vars(self).items() if name not in ("per_class", "engine")}
+
 
 def evaluate_detections(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> CocoMetrics:
     """Returns COCO's detection metrics (boxes), equal to pycocotools' bit for bit.
