@@ -13,14 +13,13 @@ Prints a table and writes JSON with every time, the machine, the versions, the s
 
 import argparse
 import contextlib
-import pathlib
 import sys
 from typing import Any
 
+import command
 import report
 from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "evaluate.json"
 # Of another order of summation; more would be another metric.
 TOLERANCE = 1e-12
 OURS, FALLBACK, REFERENCE = "focaljax/hotcoco", "focaljax/pycocotools", "pycocotools"
@@ -75,10 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         **report.provenance(first_answers.values(), "cpu"),
         "contestants": [_row(key, reports[key], timings, differences) for key in CONTESTANTS],
     }
-    print(table(result))
-    report.write(options.out, result)
-    if any(one.get("error") for one in reports.values()):
-        sys.exit("a contestant failed: see the table")
+    report.publish(result, table(result), options.out, reports)
 
 
 def check_agreement(answers: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -135,21 +131,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser("evaluate", __doc__, rounds=3)
+    command.add_threads(parser)
     for name, default in (("images", 5000), ("detections", 100), ("classes", 80)):
         help_text = f"{'on each image, ' if name == 'detections' else ''}default: {default}"
-        parser.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=help_text)
-    parser.add_argument("--threads", type=_count, default=2, help="of each contestant, default: 2")
-    parser.add_argument("--rounds", type=_count, default=3, help="default: 3")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="default: benchmarks/results/evaluate.json")
+        parser.add_argument(f"--{name}", type=command.count, default=default, metavar="N", help=help_text)
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
 
 
 def _row(
@@ -167,7 +154,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (WorkerError, report.DisagreementError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    command.run(main)

@@ -27,6 +27,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import command
 import cv2
 import numpy as np
 import report
@@ -34,7 +35,6 @@ import simplejpeg
 from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
 
 BENCHMARKS = pathlib.Path(__file__).parent
-RESULTS = BENCHMARKS / "results" / "input.json"
 BATCH, BATCHES_A_CALL = 16, 8  # as in peers/input_files.py
 SIDE, LARGE_SIDE = 640, 800
 FILES = 2048
@@ -126,10 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         "contestants": rows,
         "host": host_estimate(rows, options.host_cores, options.target),
     }
-    print(table(result))
-    report.write(options.out, result)
-    if any(one.get("error") for one in reports.values()):
-        sys.exit("a contestant failed: see the table")
+    report.publish(result, table(result), options.out, reports)
 
 
 def make_pictures(folder: pathlib.Path, count: int, seed: int) -> list[pathlib.Path]:
@@ -249,28 +246,19 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser("input", __doc__, rounds=9)
+    command.add_python(parser, "torch")
     parser.add_argument("--images", type=pathlib.Path, metavar="FOLDER", help="JPEGs to use instead of made ones")
-    parser.add_argument("--pictures", type=_count, default=128, help="how many are made, default: 128")
-    parser.add_argument("--files", type=_count, default=FILES, help=f"names that they get, default: {FILES}")
-    parser.add_argument("--python-with-torch", default=sys.executable, metavar="PATH", help="default: this one")
-    parser.add_argument("--threads", type=_counts, default=(1, 2), help="of each contestant, default: 1,2")
-    parser.add_argument("--host-cores", type=_count, default=16, help="of the host that trains, default: 16")
-    parser.add_argument("--target", type=_count, default=400, help="images/s that it takes, default: 400")
-    parser.add_argument("--rounds", type=_count, default=9, help="default: 9")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="default: benchmarks/results/input.json")
+    parser.add_argument("--pictures", type=command.count, default=128, help="how many are made, default: 128")
+    parser.add_argument("--files", type=command.count, default=FILES, help=f"names that they get, default: {FILES}")
+    parser.add_argument("--threads", type=_threads, default=(1, 2), help="of each contestant, default: 1,2")
+    parser.add_argument("--host-cores", type=command.count, default=16, help="of the host that trains, default: 16")
+    parser.add_argument("--target", type=command.count, default=400, help="images/s that it takes, default: 400")
     return parser.parse_args(arguments)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(one) for one in text.split(",")}))
+def _threads(text: str) -> tuple[int, ...]:
+    return tuple(sorted(set(command.counts(text))))
 
 
 def _row(
@@ -297,7 +285,4 @@ def _given_images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (WorkerError, report.DisagreementError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    command.run(main)

@@ -20,14 +20,13 @@ Prints a table and writes JSON with every time, the machine, the versions, the s
 import argparse
 import contextlib
 import dataclasses
-import pathlib
 import sys
 from typing import Any
 
+import command
 import report
 from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "loss.json"
 OURS, FLOOR = "focaljax/ids", "floor"
 PARTS = ("value", "gradient")
 MIB = 2**20
@@ -107,10 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
         **report.provenance(first_answers.values(), options.device),
         "contestants": rows,
     }
-    print(table(result))
-    report.write(options.out, result)
-    if any(one.get("error") for one in reports.values()):
-        sys.exit("a contestant failed: see the table")
+    report.publish(result, table(result), options.out, reports)
 
 
 def check_agreement(answers: dict[str, dict[str, Any]], dtype: str) -> None:
@@ -161,24 +157,15 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--peers", type=_peers, default=PEERS, metavar=",".join(PEERS), help="those to run; '' for none"
-    )
-    for name in ("torch", "keras"):
-        parser.add_argument(f"--python-with-{name}", default=sys.executable, metavar="PATH", help="default: this one")
+    parser = command.parser("loss", __doc__, rounds=11)
+    command.add_device(parser)
+    for package in ("torch", "keras"):
+        command.add_python(parser, package)
+    peers = command.some_of(PEERS)
+    parser.add_argument("--peers", type=peers, default=PEERS, metavar=",".join(PEERS), help="to run; '' for none")
     parser.add_argument("--size", type=_size, default=(2, 100_000, 80), metavar="BxAxK", help="default: 2x100000x80")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="of the logits (default: float32)")
-    parser.add_argument("--rounds", type=int, default=11, help="default: 11")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="default: cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of each contestant on the CPU (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of logits, labels and order (default: 0)")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="FILE", help="of the JSON")
-    options = parser.parse_args(arguments)
-    for name in ("rounds", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
-    return options
+    return parser.parse_args(arguments)
 
 
 def _size(text: str) -> tuple[int, int, int]:
@@ -187,13 +174,6 @@ def _size(text: str) -> tuple[int, int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not BxAxK, three whole numbers such as 2x100000x80")
     B, A, K = map(int, lengths)
     return B, A, K
-
-
-def _peers(text: str) -> tuple[str, ...]:
-    names = tuple(name for name in text.split(",") if name)
-    if unknown := [name for name in names if name not in PEERS]:
-        raise argparse.ArgumentTypeError(f"no peer {unknown[0]!r}: choose from {', '.join(PEERS)}")
-    return names
 
 
 def _start(
@@ -234,7 +214,4 @@ def _cells(part: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (WorkerError, report.DisagreementError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    command.run(main)

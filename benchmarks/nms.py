@@ -13,14 +13,13 @@ Prints a table and writes JSON with every time, the machine, the versions, the s
 
 import argparse
 import contextlib
-import pathlib
 import sys
 from typing import Any
 
+import command
 import report
 from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "nms.json"
 OURS, PEER = "focaljax", "torchvision"
 MODULES = {OURS: "nms_with_jax", PEER: "nms_with_torch"}
 
@@ -63,10 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         **report.provenance(first_answers.values(), options.device),
         "tasks": [_row(task, reports, timings) for task in tasks],
     }
-    print(table(result))
-    report.write(options.out, result)
-    if any(one.get("error") for one in reports.values()):
-        sys.exit("a contestant failed: see the table")
+    report.publish(result, table(result), options.out, reports)
 
 
 def check_agreement(task: str, reports: dict[str, dict[str, Any]]) -> None:
@@ -109,34 +105,22 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python-with-torch", default=sys.executable, metavar="PATH", help="default: this one")
-    parser.add_argument("--candidates", type=_counts, default=(1000, 5000), metavar="M,..", help="default: 1000,5000")
+    parser = command.parser("nms", __doc__, rounds=15)
+    command.add_device(parser)
+    command.add_python(parser, "torch")
+    parser.add_argument(
+        "--candidates", type=command.counts, default=(1000, 5000), metavar="M,..", help="default: 1000,5000"
+    )
     parser.add_argument(
         "--limits", type=_limits, default=(100, 300, "all"), metavar="D,..", help="default: 100,300,all"
     )
-    parser.add_argument("--classes", type=_count, default=80, metavar="K", help="default: 80")
+    parser.add_argument("--classes", type=command.count, default=80, metavar="K", help="default: 80")
     parser.add_argument("--iou", type=float, default=0.5, help="threshold, default: 0.5")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--threads", type=_count, default=2, help="of each contestant on the CPU, default: 2")
-    parser.add_argument("--rounds", type=_count, default=15, help="default: 15")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="default: benchmarks/results/nms.json")
     return parser.parse_args(arguments)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(one) for one in text.split(","))
-
-
 def _limits(text: str) -> tuple[int | str, ...]:
-    return tuple(one if one == "all" else _count(one) for one in text.split(","))
+    return tuple(one if one == "all" else command.count(one) for one in text.split(","))
 
 
 def _row(task: str, reports: dict[str, dict[str, Any]], timings: dict[tuple[str, str], Timing]) -> dict[str, Any]:
@@ -163,7 +147,4 @@ def _cells(part: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (WorkerError, report.DisagreementError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    command.run(main)

@@ -20,21 +20,21 @@ Prints a table and writes JSON with every time, the machine, the versions, the s
 import argparse
 import contextlib
 import dataclasses
-import pathlib
 import sys
 from typing import Any
 
+import command
 import numpy as np
 import report
 from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
 
 from focaljax.models.variants import variant_named
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "predict.json"
 VARIANT = "torchvision_v1"
 OURS = "focaljax"
 FORMS = {"eager": "torchvision", "channels_last": "torchvision, channels_last", "compile": "torchvision, torch.compile"}
 TASKS = ("throughput", "latency")
+MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         **report.provenance(first_answers.values(), options.device),
         "contestants": [_row(name, reports, timings, options.batch_size) for name in (OURS, *options.forms)],
     }
-    print(table(result))
-    report.write(options.out, result)
-    if any(one.get("error") for one in reports.values()):
-        sys.exit("a contestant failed: see the table")
+    report.publish(result, table(result), options.out, reports)
 
 
 def check_agreement(task: str, reports: dict[str, dict[str, Any]], tolerance: Tolerance) -> None:
@@ -157,12 +154,12 @@ def table(result: dict[str, Any]) -> str:
     work = result["work"]
     threads = f", {work['threads']} threads" if work["threads"] else ""
     size = f"{work['image_size']} x {work['image_size']} px"
-    half = f"{'median':>10}{'min':>9}{'ratio':>7}{'rounds':>8}"
+    half = f"{'median':>10}{'min':>9}{'ratio':>7}{'MiB':>7}{'rounds':>8}"
     lines = [
         f"{work['model']}, {size}, {work['dtype']}, {work['device']}{threads}: {result['machine']['processor']}",
         f"detections in each image: {', '.join(map(str, work['detections']))}",
         "",
-        f"{'':28}{'batch of ' + str(work['batch_size']['throughput']) + ', ms':^43}  {'1 image, ms':^34}",
+        f"{'':28}{'batch of ' + str(work['batch_size']['throughput']) + ', ms':^50}  {'1 image, ms':^41}",
         f"{'':28}{half}{'img/s':>9}  {half}",
     ]
     for row in result["contestants"]:
@@ -173,42 +170,26 @@ def table(result: dict[str, Any]) -> str:
         throughput, latency = map(_cells, parts)
         lines.append(f"{row['name']:28}{throughput}{row['throughput']['images_per_second']:9.2f}  {latency}")
     notes = f"medians of {work['rounds']} rounds, or of those not disturbed if at least 3; "
-    return "\n".join([*lines, "", notes + "ratio: time by that of focaljax"])
+    return "\n".join([*lines, "", notes + "ratio: time by that of focaljax; MiB: temporaries"])
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python-with-torch", default=sys.executable, metavar="PATH", help="default: this one")
-    parser.add_argument("--forms", type=_forms, default=tuple(FORMS), metavar=",".join(FORMS), help="'' for none")
+    parser = command.parser("predict", __doc__, rounds=11)
+    command.add_device(parser)
+    command.add_python(parser, "torch")
+    forms = command.some_of(tuple(FORMS))
+    parser.add_argument("--forms", type=forms, default=tuple(FORMS), metavar=",".join(FORMS), help="'' for none")
     parser.add_argument("--image-size", type=_size, default=512, metavar="PX", help="a multiple of 32, default: 512")
-    parser.add_argument("--batch-size", type=_count, default=2, metavar="B", help="of the throughput, default: 2")
+    parser.add_argument("--batch-size", type=command.count, default=2, help="of the throughput, default: 2")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the activations")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--threads", type=_count, default=2, help="of each contestant on the CPU, default: 2")
-    parser.add_argument("--rounds", type=_count, default=11, help="default: 11")
-    parser.add_argument("--seed", type=int, default=0, help="of the images and the order")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="default: benchmarks/results/predict.json")
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
 
 
 def _size(text: str) -> int:
     # torchvision pads others, and then its images are not ours.
-    if (size := _count(text)) % 32:
+    if (size := command.count(text)) % 32:
         raise argparse.ArgumentTypeError(f"{text} is no multiple of 32")
     return size
-
-
-def _forms(text: str) -> tuple[str, ...]:
-    names = tuple(name for name in text.split(",") if name)
-    if unknown := [name for name in names if name not in FORMS]:
-        raise argparse.ArgumentTypeError(f"no form {unknown[0]!r}: choose from {', '.join(FORMS)}")
-    return names
 
 
 def _detections(answer: dict[str, Any]) -> list[dict[str, list]]:
@@ -227,16 +208,16 @@ def _row(
             row[task] |= report.times(timing, ours=timings[f"{OURS}/{task}", "value"], calls=calls, digits=2)
             images = batch_size if task == "throughput" else 1
             row[task]["images_per_second"] = round(images / timing.median, 3)
+            temporaries = reports[key]["temporaries"]["value"]
+            row[task]["temporaries_mib"] = None if temporaries is None else round(temporaries / MIB, 1)
     return row
 
 
 def _cells(part: dict[str, Any]) -> str:
     times = f"{part['median_ms']:10.1f}{part['min_ms']:9.1f}{part['times_focaljax']:7.2f}"
-    return f"{times}{part['undisturbed_rounds']:8}"
+    mib = "-" if part["temporaries_mib"] is None else f"{part['temporaries_mib']:.0f}"
+    return f"{times}{mib:>7}{part['undisturbed_rounds']:8}"
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (WorkerError, report.DisagreementError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    command.run(main)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,6 +56,21 @@ def times(timing: Timing, *, ours: Timing, calls: int, digits: int) -> dict[str,
         "ms": [round(1e3 * seconds, digits) for seconds in timing.seconds],
         "cores_used_by_others": [None if cores is None else round(cores, 2) for cores in timing.others],
     }
+
+
+def publish(result: dict[str, Any], table: str, path: pathlib.Path, reports: dict[str, dict[str, Any]]) -> None:
+    """Prints the table, writes the JSON, and ends the program as failed if a contestant did.
+
+    Args:
+        result: for the JSON.
+        table: the same for a person.
+        path: of the JSON.
+        reports: of the workers, by contestant.
+    """
+    print(table)
+    write(path, result)
+    if any(one.get("error") for one in reports.values()):
+        sys.exit("a contestant failed: see the table")
 
 
 def write(path: pathlib.Path, result: dict[str, Any]) -> None:

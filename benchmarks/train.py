@@ -26,14 +26,13 @@ Prints a table and writes JSON with every time, the machine, the versions, the s
 import argparse
 import contextlib
 import dataclasses
-import pathlib
 import sys
 from typing import Any
 
+import command
 import report
 from interleaved import Timing, Turn, Worker, WorkerError, time_in_rounds
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "train.json"
 MIB = 2**20
 
 OURS = "focaljax"
@@ -143,10 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
         "peak": peak,
         "sizes": [_entry(size, options, reports, timings, peak) for size in sizes],
     }
-    print(table(result))
-    report.write(options.out, result)
-    if any(one.get("error") for one in reports.values()):
-        sys.exit("a contestant failed: see the table")
+    report.publish(result, table(result), options.out, reports)
 
 
 def check_agreement(size: int, reports: dict[str, dict[str, Any]], dtype: str) -> None:
@@ -220,42 +216,26 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python-with-torch", default=sys.executable, metavar="PATH", help="default: this one")
+    parser = command.parser("train", __doc__, rounds=11)
+    command.add_device(parser)
+    command.add_python(parser, "torch")
     parser.add_argument("--work", choices=NETWORKS, default="r50", help="default: r50")
     parser.add_argument("--sizes", type=_sizes, metavar="PX,..", help="default: 256,512; of mlperf 800")
-    parser.add_argument("--batch", type=_count, default=2, metavar="B", help="default: 2")
-    parser.add_argument("--boxes", type=_count, default=8, metavar="N", help="on each image, default: 8")
+    parser.add_argument("--batch", type=command.count, default=2, metavar="B", help="default: 2")
+    parser.add_argument("--boxes", type=command.count, default=8, metavar="N", help="on each image, default: 8")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="default: float32")
+    peers = command.some_of(PEERS)
     parser.add_argument(
-        "--peers", type=_peers, default=("eager", "channels_last"), metavar=",".join(PEERS), help="'' for none"
+        "--peers", type=peers, default=("eager", "channels_last"), metavar=",".join(PEERS), help="'' for none"
     )
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--threads", type=_count, default=2, help="of each contestant on the CPU, default: 2")
-    parser.add_argument("--rounds", type=_count, default=11, help="default: 11")
-    parser.add_argument("--seed", type=int, default=0, help="of batch and order, default: 0")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="default: benchmarks/results/train.json")
     return parser.parse_args(arguments)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
 def _sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(_count(one) for one in text.split(","))
+    sizes = command.counts(text)
     if odd := [size for size in sizes if size % 32]:
         raise argparse.ArgumentTypeError(f"{odd[0]} is no multiple of 32, to which torchvision would pad the images")
     return sizes
-
-
-def _peers(text: str) -> tuple[str, ...]:
-    names = tuple(name for name in text.split(",") if name)
-    if unknown := [name for name in names if name not in PEERS]:
-        raise argparse.ArgumentTypeError(f"no peer {unknown[0]!r}: choose from {', '.join(PEERS)}")
-    return names
 
 
 def _entry(
@@ -312,7 +292,4 @@ def _line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (WorkerError, report.DisagreementError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    command.run(main)

@@ -14,7 +14,8 @@ class OnJax:
     """
 
     def __init__(self, device: str) -> None:
-        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[device]
+        # Beside a GPU the CPU too: XLA counts FLOPs for it only.
+        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda,cpu"}[device]
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a program from the cache may not know its memory
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # other processes use the same GPU
         import jax

@@ -66,9 +66,6 @@ class Library(OnTorch):
         """Returns the detections of each image."""
         return {"detections": [{key: value.tolist() for key, value in found.items()} for found in parts["value"]()]}
 
-    def temporaries(self, run) -> None:
-        """Returns None: not measured."""
-
     def _model(self) -> torch.nn.Module:
         """Returns the detector as torchvision builds it, with filled weights; images are not resized."""
         from torchvision.models import resnet50

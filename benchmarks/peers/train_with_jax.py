@@ -1,7 +1,6 @@
 """The contestant of the benchmark of the train step that runs on JAX: focaljax."""
 
 import functools
-import os
 import time
 
 import numpy as np
@@ -38,15 +37,7 @@ class Library(OnJax):
     def __init__(
         self, *, network: dict, batch_size: int, boxes: int, dtype: str, device: str, threads: int, seed: int
     ) -> None:
-        if device == "gpu":
-            # XLA counts FLOPs for the CPU only, so that has to be there beside the GPU.
-            os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # as OnJax says, but here JAX is imported before
-            import jax
-
-            jax.config.update("jax_platforms", "cuda,cpu")
         super().__init__(device)
-        if self.jax.default_backend() != device:
-            raise RuntimeError(f"JAX finds no {device.upper()}: for a GPU install focaljax[cuda], or pass --device cpu")
         self._network, self._dtype = network, dtype
         self._batch = {
             "batch_size": batch_size,

@@ -19,7 +19,6 @@ from train_batch import (
     parse_name,
     synthetic_batch,
 )
-from with_torch import Library as LossLibrary
 
 PACKAGES = ("torch", "torchvision")
 
@@ -38,8 +37,6 @@ class Library(OnTorch):
         threads: of PyTorch.
         seed: of the batch.
     """
-
-    temporaries = LossLibrary.temporaries
 
     def __init__(
         self, *, network: dict, batch_size: int, boxes: int, dtype: str, device: str, threads: int, seed: int

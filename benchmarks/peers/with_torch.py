@@ -4,9 +4,6 @@ Under torch.compile it is timed in two ways: the loss compiled and differentiate
 training loop, and loss and gradient compiled as one function with `torch.func`, which spares what lies between them.
 """
 
-import ctypes
-import gc
-
 import numpy as np
 import torch
 from batch import ALPHA, GAMMA, synthetic_batch
@@ -88,33 +85,6 @@ class Library(OnTorch):
             "gradient dtype": str(gradient.dtype).removeprefix("torch."),
         }
 
-    def temporaries(self, run) -> int | None:
-        """Returns the bytes that a call used at its peak beside its arguments and results, as measured.
-
-        None: this system does not tell. On the CPU it is the growth of the process, right to a few MiB.
-        """
-        gc.collect()
-        if self.is_on_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            result = run()
-            torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            try:
-                # Free memory that the process has kept would be used again without growth.
-                ctypes.CDLL(None).malloc_trim(0)
-                with open("/proc/self/clear_refs", "w") as file:
-                    file.write("5")  # resets the peak
-                before = _resident_bytes("VmRSS")
-                result = run()
-                peak = _resident_bytes("VmHWM")
-            except (OSError, AttributeError):
-                return None
-        results = result if isinstance(result, tuple) else (result,)
-        return max(0, peak - before - sum(tensor.nbytes for tensor in results))
-
     def _given_one_hot(self):
         if self._one_hot is None:
             self._one_hot = _filled_one_hot(self.labels, self.logits)
@@ -131,11 +101,3 @@ def _filled_one_hot(ids, logits):
     is_positive = ids >= 0
     one_hot[is_positive, ids[is_positive]] = 1.0
     return one_hot
-
-
-def _resident_bytes(field: str) -> int:
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith(field + ":"):
-                return 1024 * int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {field}")

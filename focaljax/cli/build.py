@@ -28,6 +28,7 @@ from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
 from focaljax.training.optimizer import make_optimizer, make_schedule
+from focaljax.training.programs import jit_for_one_run
 from focaljax.training.state import TrainState, create_state
 from focaljax.training.step import make_train_step
 
@@ -170,6 +171,7 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
         head_init_std=model.head_init_std,
         prior=model.prior,
         dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
     )
 
 
@@ -211,8 +213,8 @@ def initial_state(
         variables = model.init(jax.random.key(config.seed), jnp.zeros((1, height, width, 3)), train=False)
         return create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0)
 
-    # jit: initialising operation by operation takes ten seconds for a ResNet-50.
-    return jax.jit(initialize, out_shardings=meshes.replicated(mesh))
+    # Compiled: initialising operation by operation takes ten seconds for a ResNet-50.
+    return jit_for_one_run(initialize, out_shardings=meshes.replicated(mesh))
 
 
 def compiled_train_step(
@@ -241,6 +243,7 @@ def compiled_train_step(
         matching=dict(config.matching),
         pixels=pixel_settings(config),
         ema_decay=config.optim.ema_decay,
+        accumulate=config.optim.accumulate,
     )
     replicated = meshes.replicated(mesh)
     return jax.jit(
@@ -264,11 +267,11 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
                 raise ValueError(
                     f"data.{name} must be three numbers in 0..255, of std above 0, got {config.data[name]}"
                 )
-        for setting in ("optim.steps", "log.every", "eval.batch_size"):
+        for setting in ("optim.steps", "optim.accumulate", "log.every", "eval.batch_size"):
             group, key = setting.split(".")
             if config[group][key] < 1:
                 raise ValueError(f"{setting} must be at least 1, got {config[group][key]}")
-        meshes.check_batch_size(config.optim.batch_size, mesh)
+        meshes.check_batch_size(config.optim.batch_size, mesh, parts=config.optim.accumulate)
         meshes.check_batch_size(config.eval.batch_size, mesh)
         Augmentation(**config.augment)
         optimizer, schedule = make_optimizer_and_schedule(config)

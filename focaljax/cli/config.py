@@ -89,7 +89,8 @@ def default_config() -> ConfigDict:
     model.head_norm = ""  # '': none; or as `norm`
     model.head_init_std = 0.01
     model.prior = 0.01  # pi: every anchor's score at the start
-    model.dtype = "float32"  # of the activations; or 'bfloat16'
+    model.dtype = "float32"  # of the activations; or 'bfloat16'; weights, losses and statistics are float32
+    model.remat = False  # compute activations anew in the backward pass: less memory, a third more arithmetic
 
     anchors = config.anchors = ConfigDict()
     anchors.layout = "centered"  # or 'torchvision': whole pixels, ratio by ratio
@@ -101,7 +102,7 @@ def default_config() -> ConfigDict:
     matching.positive_iou = 0.5
     matching.negative_iou = 0.4
     matching.low_quality = True
-    matching.low_quality_at_zero = False  # torchvision's fault, for equality with it only
+    matching.low_quality_at_zero = False  # as torchvision and detectron2 do, for equality with them only
 
     loss = config.loss = ConfigDict()
     loss.classification = "focal"  # or 'balanced_cross_entropy', 'cross_entropy'
@@ -116,6 +117,7 @@ def default_config() -> ConfigDict:
     optim.name = "sgd"  # or 'adamw'
     optim.learning_rate = 0.01
     optim.batch_size = 16  # of all devices together
+    optim.accumulate = 1  # parts of a batch, computed one after the other for less memory; the gradient is the same
     optim.steps = 90_000
     optim.schedule = "step"  # or 'cosine', 'constant'
     optim.milestones = (60_000, 80_000)

@@ -15,6 +15,7 @@ from focaljax.models.retinanet import RetinaNet
 from focaljax.models.variables import leaves_by_path
 from focaljax.models.weight_names import WeightsError
 from focaljax.training import mesh as meshes
+from focaljax.training.programs import jit_for_one_run
 from focaljax.training.state import TrainState, create_state
 
 
@@ -66,9 +67,9 @@ def initial_state(
         build.say(describe_filled(filled, weights, config.init.weights))
         # The arrays that stay fresh and no others: most of the time of an initialisation is the compiler's, for the
         # random numbers of each array.
-        fresh = jax.jit(lambda: _pick(initialize().variables(), filled.fresh))()
+        fresh = jit_for_one_run(lambda: _pick(initialize().variables(), filled.fresh))()
         variables = _with(filled.variables, jax.device_get(fresh))
-        create = jax.jit(
+        create = jit_for_one_run(
             lambda variables: create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0),
             out_shardings=meshes.replicated(mesh),
         )

@@ -12,7 +12,11 @@ VERBS = {
     "predict": "draw what a trained detector sees in images",
     "convert": "weights of torchvision, detectron2 or a run, read and written under other names",
     "samples": "write images of a data set as files, with a COCO annotation file",
+    "bench": "speed of losses, training, input, suppression, evaluation and prediction, beside their peers",
 }
+
+# Verbs that give what follows their first argument to another program, --help included.
+_PASSING_ON = ("bench",)
 
 USAGE = """focaljax: object detection with focal loss in JAX.
 
@@ -44,11 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}", 2)
     try:
-        if "--help" in rest or "-h" in rest:
+        own = rest[:1] if verb in _PASSING_ON else rest
+        if "--help" in own or "-h" in own:
             print(_verb_help(verb))
             return 0
         _import_verb_needs(verb)
         _silence_libraries()
+        _keep_compiled_programs()
         return importlib.import_module(f"focaljax.cli.{verb}").main(rest)
     except UsageError as error:
         return _fail(str(error), 2)
@@ -84,6 +90,12 @@ def _silence_libraries() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
+
+
+def _keep_compiled_programs() -> None:
+    from focaljax.cli.runtime import keep_compiled_programs
+
+    keep_compiled_programs()
 
 
 def _is_expected(error: Exception) -> bool:

@@ -45,6 +45,7 @@ from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
 from focaljax.training.loop import Intervals, run_training
 from focaljax.training.metrics import MetricsWriter, read_metrics
+from focaljax.training.programs import Compilation, ProgramPerShape
 from focaljax.training.state import TrainState
 
 
@@ -79,8 +80,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     build.report_data(evaluation_source, config.eval.split, workdir)
     save_config(config, workdir)
     build.save_classes(source, workdir)
-    train_step = build.compiled_train_step(config, model, optimizer, schedule, mesh)
-    predict_step = compiled_predict_step(config, model, mesh)
+    train_step = ProgramPerShape(
+        build.compiled_train_step(config, model, optimizer, schedule, mesh), "train step", _say_compiled
+    )
+    predict_step = ProgramPerShape(compiled_predict_step(config, model, mesh), "prediction step", _say_compiled)
 
     def evaluate(state: TrainState, step: int) -> Mapping[str, float]:
         metrics = evaluate_split(
@@ -164,6 +167,18 @@ def _start(
     step, state = checkpoints.restore_latest(abstract)
     say(f"resumed {workdir} after step {step} of {config.optim.steps}")
     return state
+
+
+def _say_compiled(compilation: Compilation) -> None:
+    images = " x ".join(map(str, compilation.shape[:3]))
+    how = "taken from the compile cache" if compilation.is_from_cache else "compiled"
+    again = f", program {compilation.count} of it" if compilation.count > 1 else ""
+    memory = f", needs {_bytes(compilation.device_bytes)} on each device" if compilation.device_bytes else ""
+    say(f"{compilation.name} for images {images} {how} in {compilation.seconds:.1f} s{again}{memory}")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _versions() -> dict[str, str]:

@@ -13,6 +13,10 @@ Array = jax.Array
 # An anchor that lies at least this much inside a crowd region is neither an object nor background.
 CROWD_COVERAGE = 0.5
 
+# Boxes that are compared with all anchors at once: of more, an array of anchors x boxes would be the largest of the
+# whole train step (LVIS at 800 px, 300 boxes: 144 MB an image). Fewer at once take longer (docs/performance.md).
+_BOXES_AT_ONCE = 32
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +61,9 @@ def assign_anchors(
     that is a box's best (ties included) is assigned to its own best box at any IoU above 0, so that hardly an object is
     left without an anchor. An unassigned anchor of which half or more lies in a crowd region is ignored.
 
-    torchvision applies the low-quality rule even where the best IoU is 0: a box that meets no anchor assigns all of the
-    image that it does not meet, each to its own best box. Here such a box has no anchor, unless `low_quality_at_zero`.
+    torchvision and detectron2 apply the low-quality rule even where the best IoU is 0: a box that meets no anchor
+    assigns all of the image that it does not meet, each to its own best box. Here such a box has no anchor, unless
+    `low_quality_at_zero`.
 
     Args:
         anchors_xyxy: `[A, 4]`, corners in pixels.
@@ -69,7 +74,7 @@ def assign_anchors(
         positive_iou: from here on an anchor is assigned; in (0, 1].
         negative_iou: below here an anchor is background; at most `positive_iou`.
         low_quality: assign each box's best anchors whatever their IoU, if it is above 0.
-        low_quality_at_zero: also if it is 0, as torchvision does; for equality with it only.
+        low_quality_at_zero: also if it is 0, as torchvision and detectron2 do; for equality with them only.
 
     Returns:
         `AnchorTargets`. Without boxes (N = 0, or all padding) every anchor is background.
@@ -112,24 +117,74 @@ def assign_anchors(
         return AnchorTargets(
             labels=jnp.full((num_anchors,), BACKGROUND, jnp.int32), boxes_xyxy=jnp.zeros_like(anchors_xyxy)
         )
-    is_object = is_box & ~is_crowd
-    # -1 cannot be an IoU: a padding row is never the best of an anchor that overlaps anything, and never low quality.
-    iou = jnp.where(is_object[None, :], pairwise_iou(anchors_xyxy, boxes_xyxy), -1.0)
-    best_iou = iou.max(axis=1)
-    best_box = iou.argmax(axis=1)
-    is_positive = best_iou >= positive_iou
+    matches = _match(anchors_xyxy, boxes_xyxy, is_box & ~is_crowd, is_box & is_crowd, best_at_zero=low_quality_at_zero)
+    is_positive = matches.iou >= positive_iou
     if low_quality:
-        best_iou_of_box = iou.max(axis=0)
-        has_best = is_object if low_quality_at_zero else best_iou_of_box > 0.0
-        is_best_of_box = (iou == best_iou_of_box[None, :]) & has_best[None, :]
-        is_positive |= is_best_of_box.any(axis=1)
-    is_ignored = (best_iou >= negative_iou) | _covered_by_crowd(anchors_xyxy, boxes_xyxy, is_box & is_crowd)
+        is_positive |= matches.is_best_of_a_box
+    is_ignored = (matches.iou >= negative_iou) | (matches.crowd_overlap >= CROWD_COVERAGE * box_area(anchors_xyxy))
     unassigned = jnp.where(is_ignored, IGNORED, BACKGROUND)
     return AnchorTargets(
-        labels=jnp.where(is_positive, labels[best_box], unassigned).astype(jnp.int32), boxes_xyxy=boxes_xyxy[best_box]
+        labels=jnp.where(is_positive, labels[matches.box], unassigned).astype(jnp.int32),
+        boxes_xyxy=boxes_xyxy[matches.box],
     )
 
 
-def _covered_by_crowd(anchors_xyxy: Array, boxes_xyxy: Array, is_crowd_box: Array) -> Array:
-    covered = jnp.where(is_crowd_box[None, :], pairwise_intersection(anchors_xyxy, boxes_xyxy), 0.0)
-    return covered.max(axis=1) >= CROWD_COVERAGE * box_area(anchors_xyxy)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Matches:
+    """What anchors and boxes are to each other; every field is `[A]`.
+
+    Attributes:
+        iou: with the anchor's best object; -1 without any.
+        box: int32, the row of that object, the first of equals.
+        is_best_of_a_box: no anchor overlaps one of the objects more.
+        crowd_overlap: area that the anchor has in common with the crowd region that covers it most.
+    """
+
+    iou: Array
+    box: Array
+    is_best_of_a_box: Array
+    crowd_overlap: Array
+
+
+def _match(
+    anchors_xyxy: Array, boxes_xyxy: Array, is_object: Array, is_crowd_box: Array, *, best_at_zero: bool
+) -> _Matches:
+    """Compares all anchors with all boxes, some boxes at once."""
+
+    def with_block(so_far: _Matches, block: tuple[Array, Array, Array, Array]) -> tuple[_Matches, None]:
+        first, boxes_xyxy, is_object, is_crowd_box = block
+        # -1 cannot be an IoU: a padding row is never the best of an anchor that overlaps anything.
+        iou = jnp.where(is_object[None, :], pairwise_iou(anchors_xyxy, boxes_xyxy), -1.0)
+        # The compiler may compute the same IoU in two places, and round it differently: then none equals the largest.
+        iou = jax.lax.optimization_barrier(iou)
+        best_of_box = iou.max(axis=0)
+        has_best = is_object if best_at_zero else best_of_box > 0.0
+        is_best_of_a_box = ((iou == best_of_box[None, :]) & has_best[None, :]).any(axis=1)
+        best_iou = iou.max(axis=1)
+        best_box = first + iou.argmax(axis=1).astype(jnp.int32)
+        is_better = best_iou > so_far.iou
+        overlap = jnp.where(is_crowd_box[None, :], pairwise_intersection(anchors_xyxy, boxes_xyxy), 0.0).max(axis=1)
+        return _Matches(
+            iou=jnp.where(is_better, best_iou, so_far.iou),
+            box=jnp.where(is_better, best_box, so_far.box),
+            is_best_of_a_box=so_far.is_best_of_a_box | is_best_of_a_box,
+            crowd_overlap=jnp.maximum(overlap, so_far.crowd_overlap),
+        ), None
+
+    num_anchors, num_boxes = len(anchors_xyxy), len(boxes_xyxy)
+    num_blocks = -(-num_boxes // _BOXES_AT_ONCE)
+    dtype = jnp.promote_types(anchors_xyxy.dtype, boxes_xyxy.dtype)
+    zeros = jnp.zeros((num_anchors,), dtype)
+    nothing = _Matches(iou=zeros - 1.0, box=zeros.astype(jnp.int32), is_best_of_a_box=zeros > 0.0, crowd_overlap=zeros)
+    if num_blocks == 1:
+        return with_block(nothing, (jnp.int32(0), boxes_xyxy, is_object, is_crowd_box))[0]
+    padding = num_blocks * _BOXES_AT_ONCE - num_boxes
+    blocks = jax.tree.map(
+        lambda rows: jnp.pad(rows, ((0, padding), *((0, 0),) * (rows.ndim - 1))).reshape(
+            num_blocks, _BOXES_AT_ONCE, *rows.shape[1:]
+        ),
+        (boxes_xyxy, is_object, is_crowd_box),
+    )
+    first = _BOXES_AT_ONCE * jnp.arange(num_blocks, dtype=jnp.int32)
+    return jax.lax.scan(with_block, nothing, (first, *blocks))[0]

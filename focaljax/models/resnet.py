@@ -70,6 +70,7 @@ class ResNet(nn.Module):
             2 is the stem and the stage of C2. A frozen part has its running statistics and no gradient, and no backward
             pass is computed for it.
         dtype: of the activations; parameters are created in float32.
+        remat: the backward pass computes what is inside each block anew instead of keeping it.
     """
 
     shape: ResNetShape
@@ -78,6 +79,7 @@ class ResNet(nn.Module):
     stride_in_1x1: bool = False
     freeze_at: int = 0
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> dict[int, Array]:
@@ -103,10 +105,11 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         x = jax.lax.stop_gradient(x) if is_frozen else x
         features = {}
+        block_type = nn.remat(_Block, static_argnums=2) if self.remat else _Block
         for stage, (blocks, width) in enumerate(zip(shape.blocks, shape.widths, strict=True), start=1):
             is_frozen = self.freeze_at > stage
             for block in range(blocks):
-                x = _Block(
+                x = block_type(
                     shape=shape,
                     width=width,
                     stride=2 if block == 0 and stage > 1 else 1,
@@ -115,7 +118,7 @@ class ResNet(nn.Module):
                     norm_epsilon=self.norm_epsilon,
                     dtype=self.dtype,
                     name=f"layer{stage}_{block}",
-                )(x, train=train and not is_frozen)
+                )(x, train and not is_frozen)
             x = jax.lax.stop_gradient(x) if is_frozen else x
             features[stage + 1] = x
         return features
@@ -131,7 +134,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         channels = self.width * self.shape.expansion
         y = x
         layers = self._layers()

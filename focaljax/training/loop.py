@@ -99,32 +99,51 @@ def run_training(
     """
     step = int(state.step)
     is_due = lambda interval: step == steps or (interval > 0 and step % interval == 0)  # noqa: E731
+    unfetched: tuple[int, dict[str, jax.Array], int] | None = None
+
+    def record() -> None:
+        """Fetches, writes and shows the metrics that wait for it, if any."""
+        nonlocal unfetched
+        if unfetched is None:
+            return
+        (of_step, metrics, images), unfetched = unfetched, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            raise TrainingError(
+                f"the loss is {values['loss']} at step {of_step}: lower optim.learning_rate, or set "
+                "optim.clip_norm or a longer optim.warmup_steps; the checkpoint before is kept"
+            )
+        writer.write(of_step, "train", values)
+        seconds_per_step = rate.seconds_per_step(of_step)
+        seconds_left = (steps - of_step) * seconds_per_step
+        on_progress(Progress(of_step, steps, values, images / seconds_per_step, seconds_left))
+
     with StopSignals() as stop:
         if step > 0 and is_due(intervals.evaluate) and not writer.has(step, evaluation_split):
             writer.write(step, evaluation_split, evaluate(state, step))
         rate = _Rate(step)
         host_and_device = put_batches(batches(step), mesh, TRAIN_KEYS) if step < steps else iter(())
+        is_first = True
         while step < steps and not stop.requested:
             host_batch, batch = next(host_and_device)
-            state, metrics = train_step(state, batch)
+            # Compiled within the first call; the device may still be at work when a call is over.
+            with rate.paused() if is_first else contextlib.nullcontext():
+                state, metrics = train_step(state, batch)
+            is_first = False
             step += 1
+            # The metrics of the step before are fetched while the device works on this one.
+            record()
             if is_due(intervals.record):
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                if not math.isfinite(values["loss"]):
-                    raise TrainingError(
-                        f"the loss is {values['loss']} at step {step}: lower optim.learning_rate, or set "
-                        "optim.clip_norm or a longer optim.warmup_steps; the checkpoint before is kept"
-                    )
-                writer.write(step, "train", values)
-                seconds_per_step = rate.seconds_per_step(step)
-                images = host_batch["image"].shape[0] * jax.process_count()
-                on_progress(Progress(step, steps, values, images / seconds_per_step, (steps - step) * seconds_per_step))
+                unfetched = step, metrics, host_batch["image"].shape[0] * jax.process_count()
+            if is_due(intervals.save) or is_due(intervals.evaluate) or stop.requested:
+                record()  # a state is saved only after its loss was looked at
             if is_due(intervals.save) or stop.requested:
                 checkpoints.save(step, state, settings)
             if is_due(intervals.evaluate) and not stop.requested:
                 jax.block_until_ready(state)
                 with rate.paused():
                     writer.write(step, evaluation_split, evaluate(state, step))
+        record()
         if step < steps:
             checkpoints.save(step, state, settings)
     return state, stop.requested

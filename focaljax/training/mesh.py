@@ -26,10 +26,19 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError if a global batch of `batch_size` images cannot be split evenly over the mesh."""
-    if batch_size < 1 or batch_size % mesh.size:
-        raise ValueError(f"batch size {batch_size} must be a positive multiple of the number of devices, {mesh.size}")
+def check_batch_size(batch_size: int, mesh: Mesh, *, parts: int = 1) -> None:
+    """Raises ValueError if a global batch of `batch_size` images cannot be split evenly over the mesh.
+
+    Args:
+        batch_size: number of images.
+        mesh: see `make_mesh`.
+        parts: of the batch, each of which is split over the mesh.
+    """
+    if batch_size < 1 or batch_size % (mesh.size * parts):
+        of_parts = f" times that of the batch's parts, {parts} (optim.accumulate)" if parts > 1 else ""
+        raise ValueError(
+            f"batch size {batch_size} must be a positive multiple of the number of devices, {mesh.size}{of_parts}"
+        )
 
 
 def compiled_for_rows(step: Callable[[Any, Any], Any], mesh: Mesh) -> jax.stages.Wrapped:

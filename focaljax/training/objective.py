@@ -107,6 +107,7 @@ def detection_loss(
     box_loss: BoxLoss,
     box_weight: float = 1.0,
     normalizer: str = "image",
+    num_positives: Array | None = None,
 ) -> DetectionLoss:
     """Returns the loss of a batch: classification of all anchors plus boxes of the assigned ones.
 
@@ -124,6 +125,9 @@ def detection_loss(
         normalizer: 'image': each image's sum over its anchors divided by its number of assigned anchors (at least 1),
             then the mean over images (the paper; torchvision). 'batch': the sum over the batch divided by the number
             of assigned anchors of the batch. Over several devices both are those of the global batch.
+        num_positives: scalar, divides in place of the batch's number under 'batch', where these images are a part of a
+            batch: the whole batch's number divided by the number of parts makes the mean over the parts that of the
+            whole. Not used under 'image'.
 
     Returns:
         `DetectionLoss`.
@@ -143,6 +147,8 @@ def detection_loss(
         reduce = jax.vmap(losses.mean_over_positives)
     elif normalizer == "batch":
         reduce = losses.global_mean_over_positives
+        if num_positives is not None:
+            reduce = functools.partial(_sum_divided, divisor=num_positives)
     else:
         raise ValueError(f"normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}")
     classification = reduce(per_anchor, is_positive, targets.is_ignored).mean()
@@ -153,6 +159,10 @@ def detection_loss(
         box=box,
         positives=is_positive.sum(axis=-1).astype(jnp.float32).mean(),
     )
+
+
+def _sum_divided(loss: Array, is_positive: Array, is_ignored: Array, *, divisor: Array) -> Array:
+    return jnp.sum(jnp.where(is_ignored, 0.0, loss)) / divisor
 
 
 def _loss_of_deltas(loss: Callable[[Array, Array], Array]) -> BoxLoss:

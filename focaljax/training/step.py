@@ -32,6 +32,7 @@ def make_train_step(
     matching: Mapping[str, Any],
     pixels: Mapping[str, Any] | None = None,
     ema_decay: float = 0.0,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the train step, a pure function of (state, batch), not yet compiled.
 
@@ -46,30 +47,46 @@ def make_train_step(
         matching: thresholds of `assign_anchors`.
         pixels: arguments of `normalize_images`: mean, std, channel_order; None: its defaults.
         ema_decay: of the moving average; used if the state has one.
+        accumulate: number of parts of a batch that go through the network one after the other, for less memory; the
+            gradient is that of the whole batch, whatever the normaliser. Batch normalisation sees one part at a time.
 
     Returns:
         A function from (state, batch) to the next state and metrics, scalars by name: `loss`, `classification_loss`,
         `box_loss`, `positives` (assigned anchors per image), `gradient_norm`, `learning_rate`.
+
+    Raises:
+        ValueError: `accumulate` is less than 1; from the step: it does not divide the batch.
     """
+    if accumulate < 1:
+        raise ValueError(f"accumulate is the number of parts of a batch, at least 1, got {accumulate}")
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        _check_batch(batch)
+        _check_batch(batch, accumulate)
         _, height, width, _ = batch["image"].shape
         anchors_xyxy = jnp.concatenate(pyramid_anchors((height, width), **anchors))
         targets = jax.vmap(lambda *boxes: assign_anchors(anchors_xyxy, *boxes, **matching))(
             batch["boxes"], batch["labels"], batch["is_crowd"], batch["is_box"]
         )
-        images = normalize_images(batch["image"], batch["size"], **(pixels or {}))
+        of_part = {"num_positives": jnp.maximum(targets.is_positive.sum(), 1) / accumulate} if accumulate > 1 else {}
 
-        def loss_of_params(params: Any) -> tuple[Array, tuple[DetectionLoss, Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            (class_logits, box_deltas), updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            value = loss(
-                jnp.concatenate(class_logits, axis=1), jnp.concatenate(box_deltas, axis=1), anchors_xyxy, targets
+        def loss_of_params(params: Any, batch_stats: Any, part: Any) -> tuple[Array, tuple[DetectionLoss, Any]]:
+            images, sizes, targets = part
+            normalized = normalize_images(images, sizes, **(pixels or {}))
+            variables = {"params": params, "batch_stats": batch_stats}
+            (class_logits, box_deltas), updates = model.apply(
+                variables, normalized, train=True, mutable=["batch_stats"]
             )
+            logits, deltas = jnp.concatenate(class_logits, axis=1), jnp.concatenate(box_deltas, axis=1)
+            value = loss(logits, deltas, anchors_xyxy, targets, **of_part)
             return value.total, (value, updates.get("batch_stats", {}))
 
-        gradients, (value, batch_stats) = jax.grad(loss_of_params, has_aux=True)(state.params)
+        gradients, value, batch_stats = _mean_gradients(
+            jax.grad(loss_of_params, has_aux=True),
+            state.params,
+            state.batch_stats,
+            (batch["image"], batch["size"], targets),
+            accumulate,
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
@@ -91,9 +108,36 @@ def make_train_step(
     return train_step
 
 
-def _check_batch(batch: Batch) -> None:
+def _mean_gradients(
+    gradients_of: Callable[[Any, Any, Any], tuple[Any, tuple[DetectionLoss, Any]]],
+    params: Any,
+    batch_stats: Any,
+    batch: Any,
+    accumulate: int,
+) -> tuple[Any, DetectionLoss, Any]:
+    """Returns gradients and loss, each the mean over the parts of a batch, and the statistics after the last part."""
+    if accumulate == 1:
+        gradients, (value, batch_stats) = gradients_of(params, batch_stats, batch)
+        return gradients, value, batch_stats
+
+    def add_part(so_far: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], DetectionLoss]:
+        total, batch_stats = so_far
+        gradients, (value, batch_stats) = gradients_of(params, batch_stats, part)
+        return (jax.tree.map(jnp.add, total, gradients), batch_stats), value
+
+    # Part i has the rows i, i + n, i + 2 n and so on: of each device's rows as many, so that none moves to another.
+    parts = jax.tree.map(lambda rows: rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1), batch)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (total, batch_stats), values = jax.lax.scan(add_part, (zeros, batch_stats), parts)
+    gradients = jax.tree.map(lambda gradient: gradient / accumulate, total)
+    return gradients, jax.tree.map(jnp.mean, values), batch_stats
+
+
+def _check_batch(batch: Batch, accumulate: int) -> None:
     """Checks a training batch, at no cost after compilation; `normalize_images` checks the shapes of its images."""
     B, N = batch["labels"].shape
+    if B % accumulate:
+        raise ValueError(f"a batch of {B} images cannot be split into {accumulate} equal parts: see optim.accumulate")
     chex.assert_shape(batch["boxes"], (B, N, 4))
     chex.assert_shape([batch["is_crowd"], batch["is_box"]], (B, N))
     chex.assert_type([batch["labels"], batch["is_crowd"], batch["is_box"]], [int, bool, bool])

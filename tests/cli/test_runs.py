@@ -3,16 +3,21 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
+from focaljax.cli import build
+from focaljax.cli.config import load_config
 from focaljax.cli.main import main
+from focaljax.training import mesh as meshes
 from focaljax.training.metrics import read_metrics
 
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -37,6 +42,27 @@ def test_training_leaves_config_curves_checkpoints_and_evaluation(finished_run):
     assert [entry["name"] for entry in json.loads((finished_run / "classes.json").read_text())] == [
         "disc", "rectangle", "triangle",
     ]  # fmt: skip
+
+
+def test_a_run_compiles_each_step_once_and_says_so(tiny, tmp_path, capsys):
+    with jax.log_compiles():
+        assert main(["train", *tiny, "--workdir", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    for name in ("train step", "prediction step"):
+        assert len(re.findall(rf"^{name} for images 8 x 64 x 64 (?:compiled|taken from)", shown.out, re.M)) == 1
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", shown.err)
+    assert [compiled.count(name) for name in ("train_step", "predict_step", "initialize")] == [1, 1, 1]
+
+
+def test_train_step_gives_the_state_back_in_the_place_of_the_old_one(tiny):
+    config = load_config([f"--config={tiny[1]}"])
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    model = build.make_model(config, 3)
+    optimizer, schedule = build.make_optimizer_and_schedule(config)
+    state = build.initial_state(config, model, optimizer, mesh)()
+    step = build.compiled_train_step(config, model, optimizer, schedule, mesh)
+    memory = step.lower(state, build._example_batch(config)).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
 def test_same_command_again_has_nothing_to_do(finished_run, tiny, capsys):

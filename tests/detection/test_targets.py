@@ -189,6 +189,49 @@ def test_every_object_that_meets_an_anchor_has_its_best_one_assigned_in_compiled
         assert np.asarray(batched.is_positive[image])[best_anchor].all()
 
 
+@pytest.fixture(scope="module")
+def crowded_image():
+    """More boxes than are compared at once, a number that does not divide, crowds and padding among them."""
+    anchors = np.concatenate(pyramid_anchors((128, 128), levels=(3, 4, 5), sizes=(16.0, 32.0, 64.0)))
+    random = np.random.default_rng(0)
+    corner = random.uniform(0, 110, size=(101, 2))
+    boxes = np.concatenate([corner, corner + random.lognormal(2.5, 1, size=(101, 2))], axis=1).astype(np.float32)
+    boxes[70] = boxes[10]  # equals, far from each other
+    return anchors, boxes, random.integers(0, 5, 101), random.random(101) < 0.1, random.random(101) < 0.9
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+def test_many_boxes_are_matched_as_if_they_were_compared_at_once(crowded_image, low_quality):
+    anchors, boxes, labels, is_crowd, is_box = crowded_image
+    is_object = is_box & ~is_crowd
+    iou = np.where(is_object, jax.jit(pairwise_iou)(anchors, boxes), -1.0)
+    best_of_box = iou.max(axis=0)
+    is_positive = iou.max(axis=1) >= 0.5
+    if low_quality:
+        is_positive |= ((iou == best_of_box) & (best_of_box > 0)).any(axis=1)
+    targets = assign(*crowded_image, low_quality=low_quality)
+    np.testing.assert_array_equal(targets.is_positive, is_positive)
+    np.testing.assert_array_equal(np.asarray(targets.labels)[is_positive], labels[iou.argmax(axis=1)][is_positive])
+    np.testing.assert_array_equal(np.asarray(targets.boxes_xyxy)[is_positive], boxes[iou.argmax(axis=1)][is_positive])
+    # The order of the boxes decides between equals and nothing else.
+    order = np.random.default_rng(1).permutation(101)
+    shuffled = assign(anchors, boxes[order], labels[order], is_crowd[order], is_box[order], low_quality=low_quality)
+    np.testing.assert_array_equal(shuffled.is_positive, targets.is_positive)
+    np.testing.assert_array_equal(shuffled.is_ignored, targets.is_ignored)
+
+
+def test_memory_does_not_grow_with_the_number_of_boxes():
+    shapes = lambda *shape, dtype=np.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+    anchors, most = 20_000, 512
+
+    def temporaries(count):
+        boxes = shapes(count, 4), shapes(count, dtype=int), shapes(count, dtype=bool), shapes(count, dtype=bool)
+        return assign.lower(shapes(anchors, 4), *boxes).compile().memory_analysis().temp_size_in_bytes
+
+    # A number for each anchor and each of 512 boxes would be 41 MB.
+    assert temporaries(most) < 2 * temporaries(64) < 4 * anchors * most / 3
+
+
 def test_impossible_thresholds_are_refused():
     for thresholds in ((0.5, 0.6), (0.0, 0.0), (1.5, 0.4), (0.5, -0.1)):
         with pytest.raises(ValueError, match=f"got negative_iou {thresholds[1]} and positive_iou {thresholds[0]}"):

@@ -236,6 +236,30 @@ def test_epsilon_and_frozen_parts_reach_the_backbone(initialized, images):
     assert (np.asarray(logits) != np.asarray(apply(variables, images)[0][0])).any()
 
 
+@pytest.mark.parametrize("norm", ["batch_norm", "group_norm"])
+def test_remat_keeps_less_and_changes_neither_outputs_nor_gradients_nor_names(norm, fill):
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    results = []
+    for remat in (False, True):
+        model = RetinaNet(**SMALL | {"norm": norm, "head_depth": 4}, remat=remat)
+        variables = fill(shapes_of(model)[0])
+
+        def total(params, model=model, variables=variables):
+            outputs, updates = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return sum(jnp.square(x).mean() for x in jax.tree.leaves(outputs)), updates
+
+        # What a forward pass leaves for the backward pass. XLA's own figure would not do: on the CPU it merges what is
+        # computed anew with what was computed before, and memory stays as it is.
+        kept = jax.eval_shape(lambda params, total=total: jax.vjp(total, params, has_aux=True)[1], variables["params"])
+        kept_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+        gradients = jax.jit(jax.value_and_grad(total, has_aux=True))
+        results.append((gradients(variables["params"]), kept_bytes))
+    (plain, plain_bytes), (again, again_bytes) = results
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, plain)
+    params_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(variables["params"]))
+    assert again_bytes - params_bytes < 0.5 * (plain_bytes - params_bytes)
+
+
 def test_stride_in_1x1_reaches_the_backbone():
     model = RetinaNet(**{**SMALL, "backbone": "resnet50"}, stride_in_1x1=True)
     variables, _ = shapes_of(model)

@@ -11,6 +11,7 @@ from focaljax.evaluation.inference import make_predict_step
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
 from focaljax.training.optimizer import make_optimizer, make_schedule
+from focaljax.training.programs import jit_for_one_run
 from focaljax.training.state import create_state
 from focaljax.training.step import make_train_step
 
@@ -40,14 +41,22 @@ class SmallDetector:
             box_loss=make_box_loss("smooth_l1"),
             normalizer=normalizer,
         )
-        self.train_step = make_train_step(
-            self.model, self.optimizer, schedule, loss=loss, anchors=ANCHORS, matching={}, ema_decay=ema_decay
+        self.make_step = functools.partial(
+            make_train_step,
+            self.model,
+            self.optimizer,
+            schedule,
+            loss=loss,
+            anchors=ANCHORS,
+            matching={},
+            ema_decay=ema_decay,
         )
+        self.train_step = self.make_step()
         thresholds = {"score_threshold": 0.05, "pre_nms_top_k": 50, "nms_iou": 0.5, "max_detections": 10}
         self.predict_step = make_predict_step(self.model, anchors=ANCHORS, thresholds=thresholds)
 
     def initial_state(self):
-        return jax.jit(self._initialize)()
+        return jit_for_one_run(self._initialize)()
 
     def _initialize(self):
         variables = self.model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), train=False)

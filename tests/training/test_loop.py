@@ -40,7 +40,7 @@ def batches(start, *, signal_at=None, number=signal.SIGTERM):
         step += 1
 
 
-def run(workdir, *, evaluations=None, intervals=None, train_step=train_step, **signals):
+def run(workdir, *, evaluations=None, intervals=None, train_step=train_step, on_progress=lambda _: None, **signals):
     evaluations = [] if evaluations is None else evaluations
 
     def evaluate(state, step):
@@ -64,7 +64,7 @@ def run(workdir, *, evaluations=None, intervals=None, train_step=train_step, **s
                 settings={},
                 evaluate=evaluate,
                 evaluation_split="val",
-                on_progress=lambda progress: None,
+                on_progress=on_progress,
             )
 
 
@@ -119,6 +119,34 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
         return new, {"loss": jnp.where(state.step == 6, jnp.nan, metrics["loss"])}
 
     with pytest.raises(TrainingError, match=r"loss is nan at step 7: lower optim\.learning_rate"):
+        run(tmp_path, train_step=diverging)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+
+
+def test_metrics_of_a_step_are_fetched_when_the_next_one_is_under_way(tmp_path):
+    events = []
+
+    def watched(state, batch):
+        events.append(f"step {int(state.step) + 1} starts")
+        return train_step(state, batch)
+
+    intervals = Intervals(record=1, evaluate=0, save=3)
+    show = lambda progress: events.append(f"{progress.step} shown")  # noqa: E731
+    run(tmp_path, train_step=watched, intervals=intervals, on_progress=show)
+    # Step 3 is saved, so its loss is looked at first.
+    assert events[:8] == [
+        "step 1 starts", "step 2 starts", "1 shown", "step 3 starts", "2 shown", "3 shown", "step 4 starts",
+        "step 5 starts",
+    ]  # fmt: skip
+    assert events[-1] == f"{STEPS} shown"
+
+
+def test_state_whose_loss_is_not_finite_is_not_saved(tmp_path):
+    def diverging(state, batch):
+        new, metrics = train_step(state, batch)
+        return new, {"loss": jnp.where(state.step == 9, jnp.inf, metrics["loss"])}
+
+    with pytest.raises(TrainingError, match="loss is inf at step 10"):
         run(tmp_path, train_step=diverging)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
 

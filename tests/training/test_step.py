@@ -1,5 +1,7 @@
 """The train step: pure, compiled once, the same on one device and on eight; and it learns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,52 @@ def test_one_device_and_eight_give_the_same(norm, normalizer):
         # float32 sums in another order.
         np.testing.assert_allclose(eight_metrics[name], value, rtol=2e-4, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one_stats, eight_stats)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("normalizer", ["image", "batch"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(normalizer, devices):
+    detector = SmallDetector(normalizer=normalizer)
+    mesh = meshes.make_mesh(jax.devices()[:devices])
+    state = jax.device_put(detector.initial_state(), meshes.replicated(mesh))
+    batch = meshes.put_batch(make_batch(), mesh)
+    (whole, metrics), (parts, part_metrics) = (
+        jit_over(mesh, step)(state, batch) for step in (detector.train_step, detector.make_step(accumulate=4))
+    )
+    for name, value in metrics.items():
+        np.testing.assert_allclose(part_metrics[name], value, rtol=1e-5, err_msg=name)
+    # Adam's second moment is the square of the gradient.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-9), parts.opt_state, whole.opt_state)
+
+
+def test_accumulation_moves_batch_statistics_once_a_part(batch):
+    detector = SmallDetector(norm="batch_norm")
+    state = detector.initial_state()
+    after, _ = jax.jit(detector.make_step(accumulate=2))(state, batch)
+    step = jax.jit(detector.train_step)
+    by_hand = state
+    for part in range(2):
+        half = {name: rows[part::2] for name, rows in batch.items()}
+        moved, _ = step(by_hand, half)
+        by_hand = dataclasses.replace(state, batch_stats=moved.batch_stats)  # the weights of before
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after.batch_stats, by_hand.batch_stats
+    )
+
+
+def test_accumulation_needs_less_memory(small_detector, batch):
+    whole, parts = (
+        jax.jit(step).lower(small_detector.initial_state(), batch).compile().memory_analysis().temp_size_in_bytes
+        for step in (small_detector.train_step, small_detector.make_step(accumulate=8))
+    )
+    assert parts < 0.5 * whole
+
+
+def test_batch_that_cannot_be_split_is_refused(small_detector, batch):
+    with pytest.raises(ValueError, match="a batch of 8 images cannot be split into 3 equal parts"):
+        jax.eval_shape(small_detector.make_step(accumulate=3), small_detector.initial_state(), batch)
+    with pytest.raises(ValueError, match="accumulate is the number of parts of a batch, at least 1, got 0"):
+        small_detector.make_step(accumulate=0)
 
 
 def test_batch_statistics_move_and_averaged_parameters_follow(batch):

@@ -1,0 +1,37 @@
+"""What the program sets of JAX before its first use: where compiled programs are kept."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import platform
+
+import jax
+
+# Of the folder: the programs that were not used for the longest time go first.
+_MOST_BYTES = 4 * 2**30
+# What compiles faster is not kept; JAX's default of a second leaves many programs of a start out.
+_SHORTEST_COMPILATION = 0.2
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second run starts at once.
+
+    JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false
+    keeps none. A folder that cannot be written to is a warning of JAX's, not an error.
+    """
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] or not settings["jax_enable_compilation_cache"]:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
+    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_COMPILATION)
+
+
+def _cache_folder() -> pathlib.Path:
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    # A program for the CPU has the instructions of the CPU that compiled it; a home folder may be on several machines.
+    instructions = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        instructions += next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return root / "focaljax" / f"programs-{hashlib.sha256(instructions.encode()).hexdigest()[:12]}"
