@@ -13,9 +13,9 @@ Array = jax.Array
 # An anchor that lies at least this much inside a crowd region is neither an object nor background.
 CROWD_COVERAGE = 0.5
 
-# Boxes that are compared with all anchors at once: of more, an array of anchors x boxes would be the largest of the
-# whole train step (LVIS at 800 px, 300 boxes: 144 MB an image). Fewer at once take longer (docs/performance.md).
-_BOXES_AT_ONCE = 32
+# At most so many boxes are compared with all anchors at once: of more, an array of anchors x boxes would be the largest
+# of the whole train step (300 boxes at 800 px: 144 MB an image). More turns take longer (docs/performance.md).
+_BOXES_AT_ONCE = 64
 
 
 @jax.tree_util.register_dataclass
@@ -179,12 +179,13 @@ def _match(
     nothing = _Matches(iou=zeros - 1.0, box=zeros.astype(jnp.int32), is_best_of_a_box=zeros > 0.0, crowd_overlap=zeros)
     if num_blocks == 1:
         return with_block(nothing, (jnp.int32(0), boxes_xyxy, is_object, is_crowd_box))[0]
-    padding = num_blocks * _BOXES_AT_ONCE - num_boxes
+    size = -(-num_boxes // num_blocks)
+    padding = num_blocks * size - num_boxes
     blocks = jax.tree.map(
         lambda rows: jnp.pad(rows, ((0, padding), *((0, 0),) * (rows.ndim - 1))).reshape(
-            num_blocks, _BOXES_AT_ONCE, *rows.shape[1:]
+            num_blocks, size, *rows.shape[1:]
         ),
         (boxes_xyxy, is_object, is_crowd_box),
     )
-    first = _BOXES_AT_ONCE * jnp.arange(num_blocks, dtype=jnp.int32)
+    first = size * jnp.arange(num_blocks, dtype=jnp.int32)
     return jax.lax.scan(with_block, nothing, (first, *blocks))[0]

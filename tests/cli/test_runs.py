@@ -44,13 +44,13 @@ def test_training_leaves_config_curves_checkpoints_and_evaluation(finished_run):
     ]  # fmt: skip
 
 
-def test_a_run_compiles_each_step_once_and_says_so(tiny, tmp_path, capsys):
+def test_a_run_compiles_each_step_once_and_says_so(tiny, tmp_path, capsys, caplog):
     with jax.log_compiles():
         assert main(["train", *tiny, "--workdir", str(tmp_path)]) == 0
-    shown = capsys.readouterr()
+    shown = capsys.readouterr().out
     for name in ("train step", "prediction step"):
-        assert len(re.findall(rf"^{name} for images 8 x 64 x 64 (?:compiled|taken from)", shown.out, re.M)) == 1
-    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", shown.err)
+        assert len(re.findall(rf"^{name} for images 8 x 64 x 64 (?:compiled|taken from)", shown, re.M)) == 1
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", "\n".join(caplog.messages))
     assert [compiled.count(name) for name in ("train_step", "predict_step", "initialize")] == [1, 1, 1]
 
 
