@@ -24,8 +24,6 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two devices made of the CPU's cores: data parallelism uses two cores better than XLA does within one program.
-demo: export XLA_FLAGS += --xla_force_host_platform_device_count=2
 demo: install
 	$(BIN)/focaljax train --config configs/shapes.py --workdir $(DEMO)
 	$(BIN)/focaljax evaluate --workdir $(DEMO) --split test

@@ -18,6 +18,7 @@ from focaljax.cli.config import default_config
 
 def get_config():
     config = default_config()
+    config.cpu_devices = 2
     folders = ("data/coco_sample", "../shared/data/coco_sample")
     config.data.root = next((folder for folder in folders if pathlib.Path(folder).is_dir()), folders[0])
     for split, name in (("train", "train2017"), ("val", "val2017"), ("test", "val2017")):

@@ -16,6 +16,7 @@ from focaljax.cli.config import default_config
 
 def get_config():
     config = default_config()
+    config.cpu_devices = 2
     config.data.image_size = (320, 320)
 
     config.augment.scale = (0.7, 1.4)

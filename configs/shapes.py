@@ -1,7 +1,7 @@
 """RetinaNet with focal loss on `shapes`, images that the program draws: five classes, 0 to 12 objects from 12 px up.
 
 Command: make demo, which is, in a fresh clone,
-    XLA_FLAGS=--xla_force_host_platform_device_count=2 focaljax train --config configs/shapes.py --workdir runs/demo
+    focaljax train --config configs/shapes.py --workdir runs/demo
     focaljax evaluate --workdir runs/demo --split test
 Measured: test AP 0.723, AP50 0.956, AP75 0.868; val AP 0.733, AP50 0.961, AP75 0.880. Seed 0.
 Cost: 5:42 minutes on 2 cores (AMD EPYC, jax 0.10.2) at 55 to 94 images/s; the whole of `make demo` took 7:08.
@@ -16,6 +16,7 @@ from focaljax.cli.config import default_config
 
 def get_config():
     config = default_config()
+    config.cpu_devices = 2
     config.data.source = "shapes"
     config.data.root = ".cache/tfds"
     for split in ("train", "val", "test"):

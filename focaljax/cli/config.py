@@ -14,7 +14,7 @@ from focaljax.cli.main import UsageError, nearest
 from focaljax.cli.settings import check_value, nearest_setting
 
 # What may differ when a run goes on: how it is watched, not what is trained.
-FREE_ON_RESUME = ("log", "eval", "checkpoint", "data.num_threads", "data.cache")
+FREE_ON_RESUME = ("log", "eval", "checkpoint", "data.num_threads", "data.cache", "cpu_devices")
 
 _VARIANT_FLAG, _APPLIED = "--config.model.variant=", "_applied_variant"
 
@@ -26,6 +26,9 @@ def default_config() -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
+    # Devices made of a CPU's cores, over which batches are split, where there is no accelerator and batch sizes allow
+    # it. Small models are faster on two, large ones on one (docs/performance.md). Only rounding depends on it.
+    config.cpu_devices = 1
 
     data = config.data = ConfigDict()
     data.source = "coco"  # 'coco' (JSON), 'voc' (XML), 'tfds' or 'shapes'

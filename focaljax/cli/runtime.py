@@ -1,4 +1,4 @@
-"""What the program sets of JAX before its first use: where compiled programs are kept."""
+"""What the program sets of JAX before its first use: where compiled programs are kept, how a CPU is split."""
 
 import contextlib
 import hashlib
@@ -26,6 +26,25 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
     jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_COMPILATION)
+
+
+def split_cpu(devices: int, *batch_sizes: int) -> None:
+    """Makes devices of a CPU's cores, over which batches are split, if JAX has not started yet.
+
+    XLA splits some operations of one program badly over cores; two devices run two programs. Where batches cannot be
+    split, where there are fewer cores, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS set a number of devices, nothing is
+    done. GPUs and TPUs do not mind.
+
+    Args:
+        devices: how many.
+        batch_sizes: of all that will be split.
+    """
+    is_set = "device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.values["jax_num_cpu_devices"] > 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if is_set or not 1 < devices <= cores or any(size % devices for size in batch_sizes):
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def _cache_folder() -> pathlib.Path:

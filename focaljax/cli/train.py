@@ -40,6 +40,7 @@ from focaljax.cli.evaluate import evaluate_split
 from focaljax.cli.finetune import initial_state, load_initial_weights
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import compiled_predict_step
+from focaljax.cli.runtime import split_cpu
 from focaljax.evaluation.curves import write_curves
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     if not flag_values.workdir:
         raise UsageError("--workdir=DIR is needed: the folder for checkpoints and results")
     config = load_config(config_arguments)
+    parts = max(1, config.optim.accumulate)
+    split_cpu(config.cpu_devices, config.optim.batch_size // parts, config.eval.batch_size)
     return train(config, pathlib.Path(flag_values.workdir))
 
 
@@ -150,7 +153,9 @@ def _start(
     initialize: Any, checkpoints: Checkpoints, config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> TrainState:
     device = jax.devices()[0]
-    say(f"{mesh.size} x {device.device_kind}, batch {config.optim.batch_size}, {config.optim.steps} steps")
+    is_split_cpu = device.platform == "cpu" and mesh.size > 1
+    devices = f"{mesh.size} devices made of the CPU's cores" if is_split_cpu else f"{mesh.size} x {device.device_kind}"
+    say(f"{devices}, batch {config.optim.batch_size}, {config.optim.steps} steps")
     if checkpoints.latest_step() is None:
         state = initialize()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -1,46 +1,33 @@
 """The benchmark of COCO's metrics, run once on few images, and the parts that judge what it measures."""
 
 import copy
-import importlib
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from focaljax.evaluation.coco_metrics import MEANINGS, evaluate_detections
+from tests.benchmarks.scripts import finished_script, imported, not_installed
 
-BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
 WORK = {"num_images": 6, "detections_an_image": 20, "num_classes": 3}
 
 
 @pytest.fixture(scope="module")
 def modules():
     """The benchmark's modules, which find each other as a script's do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS / "peers"))
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("evaluate", "evaluation_data", "report")}
+    with imported("evaluate", "evaluation_data", "report") as result:
+        yield result
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run where faster-coco-eval is not installed."""
     folder = tmp_path_factory.mktemp("benchmark")
-    (folder / "faster_coco_eval.py").write_text("raise ModuleNotFoundError(name='faster_coco_eval')")
-    command = [sys.executable, str(BENCHMARKS / "evaluate.py"), "--images", "6", "--detections", "20"]
-    completed = subprocess.run(
-        [*command, "--classes", "3", "--rounds", "1", "--seed", "5", "--out", str(folder / "evaluate.json")],
-        env=os.environ | {"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert completed.returncode == 0, completed.stderr
-    return completed, (folder / "evaluate.json").read_text()
+    flags = ["--images", "6", "--detections", "20", "--classes", "3", "--rounds", "1", "--seed", "5"]
+    stand_ins = {"faster_coco_eval": not_installed("faster_coco_eval")}
+    return finished_script("evaluate", folder, *flags, stand_ins=stand_ins)
 
 
 def test_every_contestant_has_times_and_its_difference_from_the_reference(small_run):

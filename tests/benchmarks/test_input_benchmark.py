@@ -1,10 +1,7 @@
 """The benchmark of the input pipeline, run once on few small images, and the parts that judge what it measures."""
 
-import importlib
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import cv2
@@ -13,39 +10,27 @@ import pytest
 
 from focaljax.data.images import decode_image
 from focaljax.data.transforms import resize_and_pad
-
-BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.scripts import finished_script, imported, not_installed
 
 
 @pytest.fixture(scope="module")
 def modules():
     """The benchmark's modules, which find each other as a script's do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS / "peers"))
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("input", "input_files", "report", "interleaved")}
+    with imported("input", "input_files", "report", "interleaved") as result:
+        yield result
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run on three small images, where torch is not installed."""
     folder = tmp_path_factory.mktemp("benchmark")
-    (folder / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
     (folder / "images").mkdir()
     for index in range(3):
         noise = np.random.default_rng(index).integers(0, 256, (6, 8, 3), dtype=np.uint8)
         image = cv2.resize(noise, (150 - 10 * index, 112), interpolation=cv2.INTER_LINEAR)
         cv2.imwrite(str(folder / "images" / f"{index}.JPG"), image)
-    command = [sys.executable, str(BENCHMARKS / "input.py"), "--images", str(folder / "images"), "--files", "64"]
-    completed = subprocess.run(
-        [*command, "--threads", "1", "--rounds", "1", "--seed", "5", "--out", str(folder / "input.json")],
-        env=os.environ | {"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert completed.returncode == 0, completed.stderr
-    return completed, (folder / "input.json").read_text()
+    flags = ["--images", str(folder / "images"), "--files", "64", "--threads", "1", "--rounds", "1", "--seed", "5"]
+    return finished_script("input", folder, *flags, stand_ins={"torch": not_installed("torch")})
 
 
 def test_every_contestant_that_is_installed_has_images_a_second(small_run, modules):

@@ -1,17 +1,15 @@
 """The benchmark of the loss, run once on a small batch, and the parts that judge what it measures."""
 
-import importlib
 import json
 import math
-import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.scripts import imported, not_installed, run_script
+
 SIZE = (2, 500, 5)
 ANSWER = {
     "value": 2.0,
@@ -25,32 +23,21 @@ ANSWER = {
 @pytest.fixture(scope="module")
 def modules():
     """The benchmark's modules, which find each other as a script's do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS / "peers"))
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("loss", "interleaved", "batch", "report")}
+    with imported("loss", "interleaved", "batch", "report") as result:
+        yield result
 
 
 def run_benchmark(folder, packages, *flags):
     """Runs the script with stand-ins for packages, given as {name: source}."""
-    for name, source in packages.items():
-        (folder / f"{name}.py").write_text(source)
-    size = "x".join(map(str, SIZE))
-    command = [sys.executable, str(BENCHMARKS / "loss.py"), "--size", size, "--rounds", "1", "--seed", "3"]
-    return subprocess.run(
-        [*command, "--out", str(folder / "loss.json"), *flags],
-        env=os.environ | {"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    common = ["--size", "x".join(map(str, SIZE)), "--rounds", "1", "--seed", "3"]
+    return run_script("loss", folder, *common, *flags, stand_ins=packages)
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run with optax as it is, torch not installed, and a Keras that breaks."""
     folder = tmp_path_factory.mktemp("benchmark")
-    packages = {"torch": "raise ModuleNotFoundError(name='torch')", "keras": "losses = None"}
+    packages = {"torch": not_installed("torch"), "keras": "losses = None"}
     completed = run_benchmark(folder, packages)
     assert (folder / "loss.json").exists(), completed.stderr
     return completed, (folder / "loss.json").read_text()
@@ -209,10 +196,10 @@ def test_batch_is_mostly_easy_background_and_given_by_its_seed(modules):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--peers", "optax,jaxopt"], "no peer 'jaxopt': choose from optax"),
+        (["--peers", "optax,jaxopt"], "no 'jaxopt': choose from optax"),
         (["--size", "2x100"], "'2x100' is not BxAxK"),
         (["--size", "2x0x80"], "'2x0x80' is not BxAxK"),
-        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--rounds", "0"], "'0' is no whole number of at least 1"),
     ],
 )
 def test_wrong_flag_names_its_remedy(modules, capsys, flags, message):

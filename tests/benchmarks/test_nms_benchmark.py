@@ -2,41 +2,28 @@
 
 import importlib
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.scripts import finished_script, imported, not_installed
 
 
 @pytest.fixture(scope="module")
 def modules():
     """The benchmark's modules, which find each other as a script's do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS / "peers"))
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("nms", "nms_boxes", "report")}
+    with imported("nms", "nms_boxes", "report") as result:
+        yield result
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run where torch is not installed."""
     folder = tmp_path_factory.mktemp("benchmark")
-    (folder / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
-    command = [sys.executable, str(BENCHMARKS / "nms.py"), "--candidates", "60,200", "--limits", "10,all"]
-    completed = subprocess.run(
-        [*command, "--classes", "3", "--rounds", "1", "--seed", "5", "--out", str(folder / "nms.json")],
-        env=os.environ | {"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert completed.returncode == 0, completed.stderr
-    return completed, (folder / "nms.json").read_text()
+    flags = ["--candidates", "60,200", "--limits", "10,all", "--classes", "3", "--rounds", "1", "--seed", "5"]
+    return finished_script("nms", folder, *flags, stand_ins={"torch": not_installed("torch")})
 
 
 def greedy(boxes, scores, labels, iou_threshold):

@@ -1,43 +1,30 @@
 """The benchmark of prediction, run once on small images, and the parts that judge what it measures."""
 
-import importlib
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.scripts import finished_script, imported, not_installed
 
 
 @pytest.fixture(scope="module")
 def modules():
     """The benchmark's modules, which find each other as a script's do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS / "peers"))
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("predict", "predict_batch", "report")}
+    with imported("predict", "predict_batch", "report") as result:
+        yield result
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run where torch is not installed."""
     folder = tmp_path_factory.mktemp("benchmark")
-    (folder / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
-    command = [sys.executable, str(BENCHMARKS / "predict.py"), "--image-size", "64", "--forms", "eager"]
-    completed = subprocess.run(
-        [*command, "--rounds", "1", "--seed", "5", "--out", str(folder / "predict.json")],
-        # it is compiled in half the time, and is slow
-        env=os.environ | {"PYTHONPATH": str(folder), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert completed.returncode == 0, completed.stderr
-    return completed, (folder / "predict.json").read_text()
+    flags = ["--image-size", "64", "--forms", "eager", "--rounds", "1", "--seed", "5"]
+    torch = {"torch": not_installed("torch")}
+    # it is compiled in half the time, and is slow
+    return finished_script("predict", folder, *flags, stand_ins=torch, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
 def test_throughput_and_latency_have_times(small_run):
@@ -126,7 +113,7 @@ def test_images_are_given_by_their_seed_and_whole(modules):
     ("flags", "message"),
     [
         (["--image-size", "500"], "500 is no multiple of 32"),
-        (["--forms", "eager,fast"], "no form 'fast'"),
+        (["--forms", "eager,fast"], "no 'fast'"),
         (["--batch-size", "0"], "'0' is no whole number of at least 1"),
     ],
 )

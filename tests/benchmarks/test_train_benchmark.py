@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import importlib
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -14,9 +13,9 @@ from focaljax.cli import build
 from focaljax.models.resnet import RESNETS, ResNetShape
 from focaljax.models.variants import VARIANTS
 from focaljax.training import mesh as meshes
+from tests.benchmarks.scripts import imported
 from tests.golden import fill
 
-BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
 VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_COMPILATION_CACHE", "XLA_PYTHON_CLIENT_PREALLOCATE")
 SECONDS = {"focaljax/64": 0.5, "eager/64": 0.25, "product by jax/2048": 0.2, "product by torch/2048": 0.1}
 LOSSES = [[1.0, 2.0], [0.9, 1.5], [0.8, 1.25]]
@@ -26,8 +25,6 @@ LOSSES = [[1.0, 2.0], [0.9, 1.5], [0.8, 1.25]]
 def modules():
     """The benchmark's modules, which find each other as a script's do; its network a small one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS / "peers"))
-        patch.syspath_prepend(str(BENCHMARKS))
         for name in VARIABLES:
             patch.setenv(name, "")  # what a worker sets is taken back
         patch.setitem(RESNETS, "resnet18", ResNetShape((1, 1, 1, 1)))
@@ -35,7 +32,8 @@ def modules():
         small = {**variant.model, "backbone": "resnet18", "fpn_channels": 16, "head_channels": 16, "levels": (3, 4, 5)}
         anchors = {**variant.anchors, "sizes": (16.0, 32.0, 64.0)}
         patch.setitem(VARIANTS, "torchvision_v1", dataclasses.replace(variant, model=small, anchors=anchors))
-        yield {name: importlib.import_module(name) for name in ("train", "train_batch", "train_with_jax", "report")}
+        with imported("train", "train_batch", "train_with_jax", "report") as result:
+            yield result
 
 
 class InThisProcess:
@@ -248,7 +246,7 @@ def test_weights_are_the_tests_own_but_for_low_scores(modules):
     [
         (["--sizes", "256,300"], "300 is no multiple of 32"),
         (["--sizes", "0"], "'0' is no whole number of at least 1"),
-        (["--peers", "eager,keras"], "no peer 'keras': choose from eager, channels_last, compile"),
+        (["--peers", "eager,keras"], "no 'keras': choose from eager, channels_last, compile"),
         (["--work", "r101"], "invalid choice: 'r101'"),
         (["--batch", "two"], "'two' is no whole number of at least 1"),
     ],

@@ -201,9 +201,9 @@ def test_data_of_which_nothing_is_left_is_one_clear_line(tmp_path, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(
-    undisturbed, long_run, tmp_path, one_device_env, number, code
+    undisturbed, long_run, tmp_path, users_env, number, code
 ):
-    first = run_cli(["train", *long_run, "--workdir", tmp_path], one_device_env)
+    first = run_cli(["train", *long_run, "--workdir", tmp_path], users_env)
     deadline = time.monotonic() + 120
     while len(read_metrics(tmp_path)) < 5:
         assert first.poll() is None, first.communicate()[0]
@@ -213,7 +213,7 @@ def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(
     output = first.communicate(timeout=60)[0]
     assert first.returncode == code, output
     assert f"stopped by {number.name} after step" in output
-    second = run_cli(["train", *long_run, "--workdir", tmp_path], one_device_env)
+    second = run_cli(["train", *long_run, "--workdir", tmp_path], users_env)
     output = second.communicate(timeout=120)[0]
     assert second.returncode == 0, output
     assert "resumed" in output
@@ -231,8 +231,7 @@ def long_run(tiny):
 @pytest.fixture(scope="module")
 def undisturbed(long_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    env = {**os.environ, "XLA_FLAGS": ""}
-    process = run_cli(["train", *long_run, "--workdir", workdir], env)
+    process = run_cli(["train", *long_run, "--workdir", workdir], {**os.environ, "XLA_FLAGS": ""})
     output = process.communicate(timeout=180)[0]
     assert process.returncode == 0, output
     return workdir

@@ -59,3 +59,27 @@ def test_settings_of_jax_come_first(tmp_path, variables, expected):
 def test_folder_that_cannot_be_made_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file")[1] == "False"
+
+
+def devices_of(devices, *batch_sizes, **variables):
+    script = f"from focaljax.cli.runtime import split_cpu; split_cpu({devices}, *{batch_sizes}); import jax; print(jax.device_count())"
+    env = os.environ | {"XLA_FLAGS": "", **variables}
+    completed = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    return int(completed.stdout)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="this machine has one core")
+def test_cores_of_a_cpu_are_as_many_devices_as_asked_if_batches_can_be_split():
+    assert devices_of(2, 8, 16) == 2
+    assert devices_of(2, 8, 3) == 1
+    assert devices_of(1, 8, 16) == 1
+    assert devices_of(10**6, 10**6) == 1  # no machine has as many cores
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, {"JAX_NUM_CPU_DEVICES": "3"}],
+)
+def test_number_of_devices_that_is_set_stays(variables):
+    assert devices_of(2, 8, 8, **variables) == 3

@@ -230,7 +230,7 @@ def test_memory_does_not_grow_with_the_number_of_boxes():
 
     # A number for each anchor and each of 512 boxes would be 41 MB.
     assert temporaries(most) < 1.5 * temporaries(128)
-    assert temporaries(most) < 4 * anchors * most / 4
+    assert temporaries(most) < 4 * anchors * most / 3
 
 
 def test_impossible_thresholds_are_refused():
