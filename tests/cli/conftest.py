@@ -1,12 +1,32 @@
 """One small run, made once, that the tests of the command line look at."""
 
+import contextlib
 import pathlib
 
+import jax
 import pytest
 
 from focaljax.cli.main import main
+from focaljax.training import mesh as meshes
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
+
+
+@contextlib.contextmanager
+def devices_of_runs(count):
+    """As many devices for the verbs in this process, which would take all eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        of = meshes.make_mesh
+        mesh = of(jax.devices()[:count])
+        patch.setattr(meshes, "make_mesh", lambda devices=None: mesh if devices is None else of(devices))
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Verbs run on one device: a detector compiles much faster for one than for eight."""
+    with devices_of_runs(1):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +43,6 @@ def tiny(data_root):
 @pytest.fixture(scope="session")
 def finished_run(tiny, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    assert main(["train", *tiny, "--workdir", str(workdir)]) == 0
+    with devices_of_runs(1):
+        assert main(["train", *tiny, "--workdir", str(workdir)]) == 0
     return workdir

@@ -14,6 +14,8 @@ from tests.cli.test_finetune import checkpoint
 from tests.models import state_dicts
 from tests.models.state_dicts import same
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def v1(tmp_path_factory):

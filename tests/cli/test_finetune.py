@@ -16,9 +16,10 @@ from focaljax.models.pretrained import to_torchvision
 from focaljax.models.retinanet import RetinaNet
 from focaljax.models.variables import leaves_by_path
 from focaljax.models.weight_files import read_weights, write_weights
-from focaljax.training import mesh as meshes
 from tests.models.conftest import fill
 from tests.models.state_dicts import same
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 CLASSES_THERE, CLASSES_HERE = 5, 3
 SETTINGS = [
@@ -45,15 +46,6 @@ def finetune(published, tiny, tmp_path_factory):
     file = tmp_path_factory.mktemp("weights") / "published.npz"
     write_weights(file, to_torchvision(published))
     return ["train", *tiny, *SETTINGS, f"--config.init.weights={file}"], file
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """A ResNet-18 compiles much faster for one device than for eight."""
-    with pytest.MonkeyPatch.context() as patch:
-        mesh = meshes.make_mesh(jax.devices()[:1])
-        patch.setattr(meshes, "make_mesh", lambda: mesh)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,9 @@ from focaljax.models.variables import flatten_variables
 from focaljax.models.variants import VARIANTS
 from focaljax.models.weight_files import write_weights
 from tests import small_detectors
+from tests.cli.conftest import devices_of_runs
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -192,7 +195,8 @@ def test_mistakes_are_one_line(weights, photos, tmp_path, monkeypatch, capsys, a
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two.json").write_text('["a", "b"]')
     given = {"WEIGHTS": weights, "PHOTO": str(photos / "000000000139.jpg"), "--classes=TWO": "--classes=two.json"}
-    assert main(["predict", *(given.get(argument, argument) for argument in arguments)]) == 2
+    with devices_of_runs(8):
+        assert main(["predict", *(given.get(argument, argument) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     for word in words:

@@ -19,6 +19,9 @@ from focaljax.cli.config import load_config
 from focaljax.cli.main import main
 from focaljax.training import mesh as meshes
 from focaljax.training.metrics import read_metrics
+from tests.cli.conftest import devices_of_runs
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -44,8 +47,8 @@ def test_training_leaves_config_curves_checkpoints_and_evaluation(finished_run):
     ]  # fmt: skip
 
 
-def test_a_run_compiles_each_step_once_and_says_so(tiny, tmp_path, capsys, caplog):
-    with jax.log_compiles():
+def test_a_run_on_eight_devices_compiles_each_step_once_and_says_so(tiny, tmp_path, capsys, caplog):
+    with jax.log_compiles(), devices_of_runs(8):
         assert main(["train", *tiny, "--workdir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     for name in ("train step", "prediction step"):

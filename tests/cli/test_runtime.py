@@ -62,7 +62,13 @@ def test_folder_that_cannot_be_made_is_no_error(tmp_path):
 
 
 def devices_of(devices, *batch_sizes, **variables):
-    script = f"from focaljax.cli.runtime import split_cpu; split_cpu({devices}, *{batch_sizes}); import jax; print(jax.device_count())"
+    script = f"""
+import jax
+from focaljax.cli.runtime import split_cpu
+
+split_cpu({devices}, *{batch_sizes})
+print(jax.device_count())
+"""
     env = os.environ | {"XLA_FLAGS": "", **variables}
     completed = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr
