@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import pathlib
 import platform
@@ -24,7 +25,8 @@ def keep_compiled_programs() -> None:
     if settings["jax_compilation_cache_dir"] or not settings["jax_enable_compilation_cache"]:
         return
     jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
-    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+    if importlib.util.find_spec("filelock"):  # without it JAX cannot remove the oldest programs
+        jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_COMPILATION)
 
 
