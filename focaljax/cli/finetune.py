@@ -65,9 +65,7 @@ def initial_state(
 
     def fill() -> TrainState:
         build.say(describe_filled(filled, weights, config.init.weights))
-        # The arrays that stay fresh and no others: most of the time of an initialisation is the compiler's, for the
-        # random numbers of each array.
-        fresh = jit_for_one_run(lambda: _pick(initialize().variables(), filled.fresh))()
+        fresh = _pick(initialize().variables(), filled.fresh)
         variables = _with(filled.variables, jax.device_get(fresh))
         create = jit_for_one_run(
             lambda variables: create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0),

@@ -5,8 +5,10 @@ import json
 import cv2
 import pytest
 
+from focaljax.cli.config import load_config
 from focaljax.data.coco import CocoSource
 from tests.benchmarks.scripts import finished_script, imported
+from tests.cli.conftest import TINY, devices_of_runs
 
 
 @pytest.fixture(scope="module")
@@ -18,20 +20,13 @@ def scale():
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
-    flags = ["--sweeps", "boxes,data", "--points", "1", "--backbone", "resnet_tiny", "--steps", "1", "--seed", "5"]
-    flags += ["--plot", str(folder / "scale.png")]
-    completed, written = finished_script(
-        "scale", folder, *flags, stand_ins={}, XLA_FLAGS="", JAX_DISABLE_MOST_OPTIMIZATIONS="1"
-    )
+    flags = ["--sweeps", "data", "--points", "1", "--seed", "5", "--plot", str(folder / "scale.png")]
+    completed, written = finished_script("scale", folder, *flags, stand_ins={})
     return completed.stdout, json.loads(written), folder / "scale.png"
 
 
 def test_points_have_time_memory_and_what_they_are_of(small_run):
-    (boxes,), (data,) = small_run[1]["sweeps"].values()
-    assert boxes["value"] == 1
-    assert boxes["milliseconds_a_step"] >= boxes["fastest"] > 0
-    assert boxes["images_per_second"] == pytest.approx(2e3 / boxes["milliseconds_a_step"], rel=0.01)
-    assert boxes["mib_of_temporaries"] > 0
+    (data,) = small_run[1]["sweeps"]["data"]
     assert (data["value"], data["images"]) == (1000, 125)
     for mode in ("checked", "unchecked"):
         assert data[f"seconds_{mode}"] > 0
@@ -41,11 +36,40 @@ def test_points_have_time_memory_and_what_they_are_of(small_run):
 
 def test_result_says_where_it_was_measured_and_is_drawn(small_run):
     table, result, plot = small_run
-    assert result["work"] == {"backbone": "resnet_tiny", "steps": 1, "seed": 5}
+    assert result["work"] == {"backbone": "resnet50", "steps": 5, "seed": 5}
     assert {"machine", "versions", "commit", "date"} <= set(result)
-    assert "boxes on an image" in table
     assert "1,000" in table
     assert cv2.imread(str(plot)).std() > 5
+
+
+def test_a_step_is_measured_at_the_settings_of_its_point(scale, monkeypatch):
+    seen = []
+
+    def measure(config, *, classes, boxes, steps):
+        seen.append((config.model.backbone, config.optim.batch_size, config.data.image_size, boxes, classes, steps))
+        return {}
+
+    with imported("train_step") as modules:
+        monkeypatch.setattr(modules["train_step"], "measure", measure)
+        for name, value in (("batch", 4), ("size", 384), ("boxes", 50), ("classes", 1203)):
+            scale.measure_step("resnet18", steps=3, seed=0, **scale.SWEEPS[name].settings(value))
+    assert seen == [
+        ("resnet18", 4, (256, 256), 8, 80, 3),
+        ("resnet18", 1, (384, 384), 8, 80, 3),
+        ("resnet18", 2, (256, 256), 50, 80, 3),
+        ("resnet18", 2, (256, 256), 8, 1203, 3),
+    ]
+
+
+def test_measured_step_has_time_memory_and_arithmetic():
+    config = load_config([f"--config={TINY}"])
+    with imported("train_step") as modules, devices_of_runs(1):
+        point = modules["train_step"].measure(config, classes=3, boxes=12, steps=2)
+    assert point["milliseconds_a_step"] >= point["fastest"] > 0
+    assert point["images_per_second"] == pytest.approx(8e3 / point["milliseconds_a_step"], rel=0.02)
+    assert point["gflop_per_step"] > 0
+    assert point["mib_of_temporaries"] > 0
+    assert point["mib_of_state"] > 4  # 465,453 parameters, Adam's two moments and an average
 
 
 def test_data_set_has_as_many_boxes_as_asked_and_none_at_fault(scale, tmp_path):

@@ -154,10 +154,15 @@ def test_predict_names_a_file_that_is_not_there(finished_run, tmp_path, capsys):
     assert "nothing.jpg does not exist" in capsys.readouterr().err
 
 
+# Every level and layer is compiled by itself.
+FEW_LAYERS = [
+    "--config.model.levels=(3, 4)", "--config.anchors.sizes=(16.0, 32.0)", "--config.model.head_depth=1",
+]  # fmt: skip
+
 OWN_DATA = [
     "--config.data.image_size=(64, 64)", "--config.optim.steps=3", "--config.optim.warmup_steps=1",
     "--config.model.fpn_channels=8", "--config.model.head_channels=8", "--config.eval.batch_size=8",
-    "--config.checkpoint.every=3",
+    "--config.checkpoint.every=3", *FEW_LAYERS,
 ]  # fmt: skip
 
 
@@ -261,7 +266,7 @@ def test_real_coco_images_with_crowds_and_sparse_ids_train_and_evaluate(shared_d
         "--config.optim.warmup_steps=1",
         "--config.model.fpn_channels=8",
         "--config.model.head_channels=8",
-        "--config.model.head_depth=1",
+        *FEW_LAYERS,
         "--config.eval.batch_size=8",
         "--config.eval.score_threshold=0.005",
     ]
