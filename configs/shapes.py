@@ -3,8 +3,9 @@
 Command: make demo, which is, in a fresh clone,
     focaljax train --config configs/shapes.py --workdir runs/demo
     focaljax evaluate --workdir runs/demo --split test
-Measured: test AP 0.723, AP50 0.956, AP75 0.868; val AP 0.733, AP50 0.961, AP75 0.880. Seed 0.
-Cost: 5:42 minutes on 2 cores (AMD EPYC, jax 0.10.2) at 55 to 94 images/s; the whole of `make demo` took 7:08.
+Measured: test AP 0.720, AP50 0.954, AP75 0.861; val AP 0.726, AP50 0.958, AP75 0.870. Seed 0.
+Cost: 4:46 minutes on 2 cores (AMD EPYC, jax 0.10.2) at 74 to 92 images/s; the whole of `make demo`
+took 6:14, installation included.
 
 The normaliser is that of the batch: one image in twelve has no object, the paper's normaliser divides all of its
 background's loss by 1, and in batches of 8 these images drown the others (val AP after 400 steps: 0.305 with 'image',
