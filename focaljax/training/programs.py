@@ -22,8 +22,8 @@ class Compilation:
         count: how many programs the step has now, this one included.
         seconds: tracing included.
         is_from_cache: the program was kept from an earlier run.
-        device_bytes: that one device needs at the peak of a step, state and batch included; None where the compiler
-            does not tell, as for programs from the cache.
+        device_bytes: that one device needs at the peak of a step, state and batch included, as the compiler planned it;
+            None where it does not tell.
     """
 
     name: str
