@@ -99,8 +99,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.device == "cpu":
         for product, module in zip(PRODUCTS, names):
             names[module].append(f"{product}/{PRODUCT_SIDE}")
-    settings = {name: getattr(options, name) for name in ("boxes", "dtype", "device", "threads", "seed")}
-    settings |= {"network": dataclasses.asdict(NETWORKS[options.work]), "batch_size": options.batch}
+    network = NETWORKS[options.work]
+    batch = {"batch_size": options.batch, "num_boxes": options.boxes, "num_classes": network.num_classes}
+    settings = {name: getattr(options, name) for name in ("dtype", "device", "threads")}
+    settings |= {"network": dataclasses.asdict(network), "batch": batch | {"seed": options.seed}}
 
     with contextlib.ExitStack() as stack:
         turns: list[Turn] = []

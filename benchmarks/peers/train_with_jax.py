@@ -23,28 +23,18 @@ class Library(OnJax):
 
     Args:
         network: of which `variant`, the name of a published RetinaNet, and `num_classes` are used here.
-        batch_size: B.
-        boxes: on each image.
+        batch: arguments of `synthetic_batch` besides the size.
         dtype: of the activations.
         device: "cpu" or "gpu".
         threads: unused; the processor affinity, set before JAX starts, gives its number of threads.
-        seed: of the batch.
 
     Raises:
         RuntimeError: there is no such device.
     """
 
-    def __init__(
-        self, *, network: dict, batch_size: int, boxes: int, dtype: str, device: str, threads: int, seed: int
-    ) -> None:
+    def __init__(self, *, network: dict, batch: dict, dtype: str, device: str, threads: int) -> None:
         super().__init__(device)
-        self._network, self._dtype = network, dtype
-        self._batch = {
-            "batch_size": batch_size,
-            "num_boxes": boxes,
-            "num_classes": network["num_classes"],
-            "seed": seed,
-        }
+        self._network, self._batch, self._dtype = network, batch, dtype
 
     def build(self, name: str) -> dict:
         """Returns what to call for the one part: "value" (puts the batch on the device and trains) or "product"."""

@@ -30,26 +30,16 @@ class Library(OnTorch):
 
     Args:
         network: of which `backbone`, `num_classes` and `norm_epsilon` are used here.
-        batch_size: B.
-        boxes: on each image.
+        batch: arguments of `synthetic_batch` besides the size.
         dtype: 'float32', or what the forward pass computes in under autocast.
         device: "cpu" or "gpu".
         threads: of PyTorch.
-        seed: of the batch.
     """
 
-    def __init__(
-        self, *, network: dict, batch_size: int, boxes: int, dtype: str, device: str, threads: int, seed: int
-    ) -> None:
+    def __init__(self, *, network: dict, batch: dict, dtype: str, device: str, threads: int) -> None:
         super().__init__(device, threads)
         torch.backends.cudnn.benchmark = True
-        self._network, self._dtype = network, getattr(torch, dtype)
-        self._batch = {
-            "batch_size": batch_size,
-            "num_boxes": boxes,
-            "num_classes": network["num_classes"],
-            "seed": seed,
-        }
+        self._network, self._batch, self._dtype = network, batch, getattr(torch, dtype)
 
     def build(self, name: str) -> dict:
         """Returns what to call for the one part: "value" (puts the batch on the device and trains) or "product".

@@ -19,12 +19,16 @@ def keep_compiled_programs() -> None:
     """Keeps compiled programs in the user's cache folder, so that a second run starts at once.
 
     JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false
-    keeps none. A folder that cannot be written to is a warning of JAX's, not an error.
+    keeps none. A folder that cannot be written to is a warning of JAX's, not an error; a user without a home has none.
     """
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] or not settings["jax_enable_compilation_cache"]:
         return
-    jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
+    try:
+        folder = _cache_folder()
+    except RuntimeError:  # as pathlib says that there is no home folder
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     if importlib.util.find_spec("filelock"):  # without it JAX cannot remove the oldest programs
         jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_COMPILATION)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from focaljax.cli import runtime
+
 JAX_VARIABLES = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_ENABLE_COMPILATION_CACHE",
@@ -59,6 +61,28 @@ def test_settings_of_jax_come_first(tmp_path, variables, expected):
 def test_folder_that_cannot_be_made_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file")[1] == "False"
+
+
+def test_user_without_a_home_folder_has_no_cache_and_no_error(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    updates = []
+    for name in ("XDG_CACHE_HOME", *JAX_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime.pathlib.Path, "home", no_home)
+    monkeypatch.setattr(runtime, "jax", FakeJax(updates))
+    runtime.keep_compiled_programs()
+    assert updates == []
+
+
+class FakeJax:
+    """JAX's settings as they are before anything is set."""
+
+    def __init__(self, updates):
+        self.config = self
+        self.values = {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": True}
+        self.update = lambda name, value: updates.append(name)
 
 
 def devices_of(devices, *batch_sizes, **variables):
