@@ -3,7 +3,7 @@
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import flax.linen as nn
@@ -23,6 +23,7 @@ from focaljax.models.variables import check_complete
 from focaljax.models.variants import VARIANTS, Preprocessing, Variant, variant_named
 from focaljax.models.weight_names import WeightsError
 from focaljax.training import mesh as meshes
+from focaljax.training.programs import Compilation, ProgramPerShape
 
 Image = np.ndarray | str | os.PathLike[str]
 
@@ -65,6 +66,7 @@ class Detector:
         batch_size: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
         description: str = "",
+        on_compile: Callable[[Compilation], None] = lambda _: None,
     ) -> None:
         """Puts the weights on the devices; nothing is compiled yet.
 
@@ -82,6 +84,7 @@ class Detector:
                 nothing from more.
             mesh: of the devices over which a batch is split; None: the first device.
             description: one line.
+            on_compile: is told when the network was compiled for a shape.
 
         Raises:
             ValueError: the batch cannot be split evenly over the devices, or there are more names than ids or fewer.
@@ -100,7 +103,7 @@ class Detector:
         step = make_predict_step(
             model, anchors=anchors, thresholds=thresholds, pixels=pixels, flip=tta is not None and tta.flip
         )
-        self._predict_step = meshes.compiled_for_rows(step, self._mesh)
+        self._predict_step = ProgramPerShape(meshes.compiled_for_rows(step, self._mesh), "prediction step", on_compile)
 
     @classmethod
     def from_weights(
@@ -115,6 +118,7 @@ class Detector:
         tta: TestTimeAugmentation | None = None,
         batch_size: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        on_compile: Callable[[Compilation], None] = lambda _: None,
     ) -> Self:
         """Returns the detector whose weights are in a file, with the settings that they were published with.
 
@@ -140,6 +144,7 @@ class Detector:
             tta: see `__init__`.
             batch_size: see `__init__`.
             mesh: see `__init__`.
+            on_compile: see `__init__`.
 
         Raises:
             WeightsError: the file cannot be read, is not of a detector, or does not fit the variant.
@@ -184,6 +189,7 @@ class Detector:
             tta=tta,
             batch_size=batch_size,
             mesh=mesh,
+            on_compile=on_compile,
             description=(
                 f"{name} with {model.backbone}, {model.num_classes} classes, "
                 f"{model.norm} with epsilon {model.norm_epsilon:g}, from {path} ({loaded.source} names)"

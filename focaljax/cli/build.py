@@ -15,7 +15,7 @@ import optax
 import rich.progress
 from ml_collections import ConfigDict
 
-from focaljax.cli.console import track
+from focaljax.cli.console import say, track
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import anchor_settings, compiled_predict_step, pixel_settings
 from focaljax.data import pipeline
@@ -284,11 +284,6 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"config: {error}") from None
-
-
-def say(message: str) -> None:
-    """Prints one line of what the program is doing, at once."""
-    print(message, flush=True)
 
 
 def report_data(source: Source, split: str, workdir: pathlib.Path | None = None) -> None:

@@ -1,5 +1,6 @@
 """What a person sees of a long run: one line that moves in a terminal, lines now and then elsewhere."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Self, TypeVar
@@ -8,11 +9,27 @@ import rich.console
 import rich.progress
 
 from focaljax.training.loop import Progress
+from focaljax.training.programs import Compilation
 
 T = TypeVar("T")
 
 # Between two lines where the output is a file.
 _SECONDS_BETWEEN_LINES = 5.0
+
+
+def say(message: str) -> None:
+    """Prints one line of what the program is doing, at once and whole: other threads print too."""
+    sys.stdout.write(f"{message}\n")
+    sys.stdout.flush()
+
+
+def say_compiled(compilation: Compilation) -> None:
+    """Says what was compiled, for which batch, in what time, and how much memory it needs."""
+    images = " x ".join(map(str, compilation.shape[:3]))
+    how = "taken from the compile cache" if compilation.is_from_cache else "compiled"
+    again = f", program {compilation.count} of it" if compilation.count > 1 else ""
+    memory = f", needs {_bytes(compilation.device_bytes)} on each device" if compilation.device_bytes else ""
+    say(f"{compilation.name} for images {images} {how} in {compilation.seconds:.1f} s{again}{memory}")
 
 
 class ProgressLine:
@@ -56,7 +73,7 @@ class ProgressLine:
             self._bar.update(self._task, completed=progress.step, description=line)
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or progress.step == progress.steps:
             self._last_line = time.monotonic()
-            print(line, flush=True)
+            say(line)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
@@ -79,3 +96,7 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

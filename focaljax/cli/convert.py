@@ -29,8 +29,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from focaljax.cli import build
-from focaljax.cli.build import say
 from focaljax.cli.config import parse_flags
+from focaljax.cli.console import say
 from focaljax.cli.evaluate import load_detector, saved_run
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import anchor_settings, pixel_settings

@@ -27,9 +27,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from focaljax.cli import build, prediction
-from focaljax.cli.build import say
 from focaljax.cli.config import load_saved_config, override_config, parse_flags, split_config_flags
-from focaljax.cli.console import track
+from focaljax.cli.console import say, say_compiled, track
 from focaljax.cli.main import UsageError
 from focaljax.cli.runtime import split_cpu
 from focaljax.data.example import Source
@@ -50,6 +49,7 @@ from focaljax.evaluation.prediction import predict_batches
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
+from focaljax.training.programs import Compilation, ProgramPerShape
 
 _IMAGES_ON_A_SHEET = 4
 # How pixels enter the network belongs to its weights.
@@ -73,15 +73,16 @@ def main(arguments: Sequence[str]) -> int:
     build.report_data(source, split)
     step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)
     say(f"evaluating step {step} of {workdir} on {split}")
-    metrics = evaluate_split(
+    measure = predict_split(
         config, source, split, predict_step, variables, mesh, workdir, step, sheets=flag_values.sheets
     )
+    metrics = measure()
     rich.console.Console().print(metrics_table(metrics, title=f"{workdir}, {split}"))
     say(f"wrote {workdir}/evaluation_{split}.json and detections_{split}.json")
     return 0
 
 
-def evaluate_split(
+def predict_split(
     config: ConfigDict,
     source: Source,
     split: str,
@@ -92,19 +93,26 @@ def evaluate_split(
     step: int,
     *,
     sheets: int = 0,
-) -> CocoMetrics:
-    """Predicts a whole split, writes its results files to the workdir and returns the metrics."""
+) -> Callable[[], CocoMetrics]:
+    """Predicts a whole split; returns what is left to do without the devices: results files into the workdir, metrics.
+
+    Sheets are drawn at once.
+    """
     variables = jax.device_put(variables, meshes.replicated(mesh))
     batches = prediction.put_evaluation_batches(prediction.evaluation_batches(config, source), mesh)
     images = predict_batches(lambda batch: predict_step(variables, batch), batches)
     detections = list(track(images, f"evaluating {split}", len(source)))
-    results = to_coco_results(detections, source.category_ids)
-    metrics = evaluate_detections(source.ground_truth(), results)
-    write_evaluation(workdir / f"evaluation_{split}.json", metrics, details={"split": split, "step": step})
-    write_coco_results(workdir / f"detections_{split}.json", results)
     if sheets:
         _write_sheets(workdir / f"sheets_{split}", source, detections, sheets)
-    return metrics
+
+    def measure() -> CocoMetrics:
+        results = to_coco_results(detections, source.category_ids)
+        metrics = evaluate_detections(source.ground_truth(), results)
+        write_evaluation(workdir / f"evaluation_{split}.json", metrics, details={"split": split, "step": step})
+        write_coco_results(workdir / f"detections_{split}.json", results)
+        return metrics
+
+    return measure
 
 
 def saved_run(workdir: str, overrides: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
@@ -135,7 +143,8 @@ def load_detector(
     """Returns the step of a run's latest checkpoint, its variables for evaluation and the compiled prediction step."""
     model = build.make_model(config, num_classes)
     step, variables = _restored(config, workdir, model, mesh)
-    return step, variables, prediction.compiled_predict_step(config, model, mesh)
+    predict_step = prediction.compiled_predict_step(config, model, mesh)
+    return step, variables, ProgramPerShape(predict_step, "prediction step", say_compiled)
 
 
 def run_detector(
@@ -145,6 +154,7 @@ def run_detector(
     tta: TestTimeAugmentation | None = None,
     batch_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    on_compile: Callable[[Compilation], None] = lambda _: None,
 ) -> Detector:
     """Returns the detector of a run at its latest checkpoint; tta None: as the config says."""
     mesh = meshes.make_mesh(jax.devices()[:1]) if mesh is None else mesh
@@ -164,6 +174,7 @@ def run_detector(
         tta=prediction.make_tta(config) if tta is None else tta,
         batch_size=batch_size,
         mesh=mesh,
+        on_compile=on_compile,
         description=f"step {step} of {workdir}, {config.model.backbone}, {len(classes.names)} classes",
     )
 

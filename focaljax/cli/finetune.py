@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from focaljax.cli import build
+from focaljax.cli.console import say
 from focaljax.cli.main import UsageError
 from focaljax.models.initialize import describe_filled, fill_variables
 from focaljax.models.pretrained import LoadedWeights, load_variables
@@ -64,7 +65,7 @@ def initial_state(
         raise UsageError(f"config: init.weights={config.init.weights}: {error}") from None
 
     def fill() -> TrainState:
-        build.say(describe_filled(filled, weights, config.init.weights))
+        say(describe_filled(filled, weights, config.init.weights))
         fresh = _pick(initialize().variables(), filled.fresh)
         variables = _with(filled.variables, jax.device_get(fresh))
         create = jit_for_one_run(

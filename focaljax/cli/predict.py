@@ -40,9 +40,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from focaljax.cli.build import say
 from focaljax.cli.config import parse_flags, split_config_flags
-from focaljax.cli.console import track
+from focaljax.cli.console import say, say_compiled, track
 from focaljax.cli.evaluate import run_detector, saved_run
 from focaljax.cli.main import UsageError
 from focaljax.data.example import UnreadableImageError
@@ -213,7 +212,7 @@ def _detector(flag_values: flags.FlagValues, overrides: Sequence[str]) -> Callab
     mesh = meshes.make_mesh()
     try:
         tta = _tta(flag_values)
-        shared: dict[str, Any] = {"batch_size": flag_values.batch_size, "mesh": mesh}
+        shared: dict[str, Any] = {"batch_size": flag_values.batch_size, "mesh": mesh, "on_compile": say_compiled}
         if flag_values.batch_size is not None:
             meshes.check_batch_size(flag_values.batch_size, mesh)
     except ValueError as error:

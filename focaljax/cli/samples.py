@@ -20,9 +20,8 @@ import numpy as np
 from absl import flags
 
 from focaljax.cli import build
-from focaljax.cli.build import say
 from focaljax.cli.config import load_config, parse_flags, split_config_flags
-from focaljax.cli.console import track
+from focaljax.cli.console import say, track
 from focaljax.cli.main import UsageError
 from focaljax.data.subset import FirstImages
 from focaljax.evaluation.drawing import contact_sheet, draw_detections, write_image

@@ -18,7 +18,7 @@ import importlib.metadata
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from focaljax.cli import build
-from focaljax.cli.build import say
 from focaljax.cli.config import (
     differences,
     load_config,
@@ -35,8 +34,8 @@ from focaljax.cli.config import (
     save_config,
     split_config_flags,
 )
-from focaljax.cli.console import ProgressLine, duration
-from focaljax.cli.evaluate import evaluate_split
+from focaljax.cli.console import ProgressLine, duration, say, say_compiled
+from focaljax.cli.evaluate import predict_split
 from focaljax.cli.finetune import initial_state, load_initial_weights
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import compiled_predict_step
@@ -46,7 +45,7 @@ from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
 from focaljax.training.loop import Intervals, run_training
 from focaljax.training.metrics import MetricsWriter, read_metrics
-from focaljax.training.programs import Compilation, ProgramPerShape
+from focaljax.training.programs import ProgramPerShape
 from focaljax.training.state import TrainState
 
 
@@ -84,23 +83,21 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     save_config(config, workdir)
     build.save_classes(source, workdir)
     train_step = ProgramPerShape(
-        build.compiled_train_step(config, model, optimizer, schedule, mesh), "train step", _say_compiled
+        build.compiled_train_step(config, model, optimizer, schedule, mesh), "train step", say_compiled
     )
-    predict_step = ProgramPerShape(compiled_predict_step(config, model, mesh), "prediction step", _say_compiled)
+    predict_step = ProgramPerShape(compiled_predict_step(config, model, mesh), "prediction step", say_compiled)
 
-    def evaluate(state: TrainState, step: int) -> Mapping[str, float]:
-        metrics = evaluate_split(
-            config,
-            evaluation_source,
-            config.eval.split,
-            predict_step,
-            state.evaluation_variables(),
-            mesh,
-            workdir,
-            step,
-        )
-        say(f"step {step}: {config.eval.split} AP {metrics.AP:.3f}, AP50 {metrics.AP50:.3f}, AP75 {metrics.AP75:.3f}")
-        return {name: value for name, value in metrics.numbers().items() if value >= 0}
+    def evaluate(state: TrainState, step: int) -> Callable[[], Mapping[str, float]]:
+        split = config.eval.split
+        variables = state.evaluation_variables()
+        measure = predict_split(config, evaluation_source, split, predict_step, variables, mesh, workdir, step)
+
+        def numbers() -> Mapping[str, float]:
+            metrics = measure()
+            say(f"step {step}: {split} AP {metrics.AP:.3f}, AP50 {metrics.AP50:.3f}, AP75 {metrics.AP75:.3f}")
+            return {name: value for name, value in metrics.numbers().items() if value >= 0}
+
+        return numbers
 
     with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
         state = _start(initialize, checkpoints, config, workdir, mesh)
@@ -172,18 +169,6 @@ def _start(
     step, state = checkpoints.restore_latest(abstract)
     say(f"resumed {workdir} after step {step} of {config.optim.steps}")
     return state
-
-
-def _say_compiled(compilation: Compilation) -> None:
-    images = " x ".join(map(str, compilation.shape[:3]))
-    how = "taken from the compile cache" if compilation.is_from_cache else "compiled"
-    again = f", program {compilation.count} of it" if compilation.count > 1 else ""
-    memory = f", needs {_bytes(compilation.device_bytes)} on each device" if compilation.device_bytes else ""
-    say(f"{compilation.name} for images {images} {how} in {compilation.seconds:.1f} s{again}{memory}")
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _versions() -> dict[str, str]:

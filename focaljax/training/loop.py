@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Self
 
@@ -18,7 +19,8 @@ from focaljax.training.metrics import MetricsWriter
 from focaljax.training.state import TrainState
 from focaljax.training.step import TRAIN_KEYS
 
-Evaluate = Callable[[TrainState, int], Mapping[str, float | None]]
+# From (state, step), while the devices predict, to what is left to do without them, which gives AP and other numbers.
+Evaluate = Callable[[TrainState, int], Callable[[], Mapping[str, float | None]]]
 
 
 class TrainingError(RuntimeError):
@@ -77,8 +79,10 @@ def run_training(
     """Trains from the state's step to `steps`; returns the last state, and the signal that stopped training, if any.
 
     The result does not depend on where a run was interrupted: batches are a function of the step, records are written
-    at multiples of the interval, and an evaluation that is missing in the records is made up for. On SIGINT or SIGTERM
-    the current step is finished and saved.
+    at multiples of the interval, and an evaluation that is missing in the records is made up for. Training waits while
+    the devices predict, but not for the metrics, which another thread computes; those of an evaluation are written
+    before the next one begins and before a later state is saved. On SIGINT or SIGTERM the current step is finished and
+    saved.
 
     Args:
         state: after any number of steps; its buffers are given away.
@@ -90,7 +94,8 @@ def run_training(
         writer: takes records of the splits 'train' and `evaluation_split`.
         checkpoints: takes states.
         settings: saved with each state.
-        evaluate: from (state, step) to AP and other numbers.
+        evaluate: from (state, step) to a function that gives AP and other numbers; called in another thread, it must
+            leave the devices alone.
         evaluation_split: its name in the records.
         on_progress: called after each record.
 
@@ -118,9 +123,17 @@ def run_training(
         seconds_left = (steps - of_step) * seconds_per_step
         on_progress(Progress(of_step, steps, values, images / seconds_per_step, seconds_left))
 
-    with StopSignals() as stop:
+    def start_evaluation() -> None:
+        writer.wait()  # no more than one at a time
+        writer.write(step, evaluation_split, in_background.submit(evaluate(state, step)))
+
+    def save() -> None:
+        writer.wait()  # what stands in the records before a saved state is not computed again
+        checkpoints.save(step, state, settings)
+
+    with StopSignals() as stop, ThreadPoolExecutor(1, "metrics") as in_background:
         if step > 0 and is_due(intervals.evaluate) and not writer.has(step, evaluation_split):
-            writer.write(step, evaluation_split, evaluate(state, step))
+            start_evaluation()
         rate = _Rate(step)
         host_and_device = put_batches(batches(step), mesh, TRAIN_KEYS) if step < steps else iter(())
         is_first = True
@@ -138,14 +151,15 @@ def run_training(
             if is_due(intervals.save) or is_due(intervals.evaluate) or stop.requested:
                 record()  # a state is saved only after its loss was looked at
             if is_due(intervals.save) or stop.requested:
-                checkpoints.save(step, state, settings)
+                save()
             if is_due(intervals.evaluate) and not stop.requested:
                 jax.block_until_ready(state)
                 with rate.paused():
-                    writer.write(step, evaluation_split, evaluate(state, step))
+                    start_evaluation()
         record()
         if step < steps:
-            checkpoints.save(step, state, settings)
+            save()
+        writer.wait()
     return state, stop.requested
 
 

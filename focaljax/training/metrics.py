@@ -1,20 +1,27 @@
 """Where a run's numbers go: `metrics.jsonl`, one line a record, and TensorBoard."""
 
+import collections
+import contextlib
 import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any, Self
 
 from tensorboardX import SummaryWriter
+
+Values = Mapping[str, float | None]
 
 
 class MetricsWriter:
     """Appends records to `WORKDIR/metrics.jsonl` and to TensorBoard files in `WORKDIR/tensorboard`.
 
     A record is `{"step": 20, "split": "train", "loss": ...}`. Records of steps after `start_step`, which a run that
-    was killed left behind, are removed first, so that no step stands twice.
+    was killed left behind, are removed first, so that no step stands twice. A record's values may still be computed by
+    another thread; records after it wait, so that their order does not depend on how long that takes. Leaving the
+    `with` block waits for all, or, after an error, writes those that are there.
 
     Args:
         workdir: of the run.
@@ -24,6 +31,7 @@ class MetricsWriter:
     def __init__(self, workdir: str | pathlib.Path, *, start_step: int = 0) -> None:
         workdir = pathlib.Path(workdir)
         self._path = workdir / "metrics.jsonl"
+        self._waiting: collections.deque[tuple[int, str, Future[Values]]] = collections.deque()
         self._records = [record for record in read_metrics(workdir) if record["step"] <= start_step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in self._records))
@@ -34,16 +42,50 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._tensorboard.close()
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error_type is None:
+                self.wait()
+            else:  # which is what the caller should hear of
+                with contextlib.suppress(Exception):
+                    self._write_finished()
+        finally:
+            self._file.close()
+            self._tensorboard.close()
 
     def has(self, step: int, split: str) -> bool:
-        """Returns whether there is a record of this step and split."""
-        return any(record["step"] == step and record["split"] == split for record in self._records)
+        """Returns whether there is a record of this step and split, written or waiting."""
+        known = [(record["step"], record["split"]) for record in self._records]
+        return (step, split) in known + [(of_step, of_split) for of_step, of_split, _ in self._waiting]
 
-    def write(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
-        """Adds one record; None and values that are not finite become null, and are left out of TensorBoard."""
+    def write(self, step: int, split: str, values: Values | Future[Values]) -> None:
+        """Adds one record; None and values that are not finite become null, and are left out of TensorBoard.
+
+        Args:
+            step: number of finished steps.
+            split: such as 'train'.
+            values: numbers by name, or what will give them. An error in there is raised here or at a later call.
+        """
+        if not isinstance(values, Future):
+            finished: Future[Values] = Future()
+            finished.set_result(values)
+            values = finished
+        self._waiting.append((step, split, values))
+        self._write_finished()
+
+    def wait(self) -> None:
+        """Waits until all records are written."""
+        for _, _, values in self._waiting:
+            values.exception()
+        self._write_finished()
+
+    def _write_finished(self) -> None:
+        while self._waiting and self._waiting[0][2].done():
+            step, split, values = self._waiting[0]
+            self._write(step, split, values.result())  # an error in there stops all that comes after
+            self._waiting.popleft()
+
+    def _write(self, step: int, split: str, values: Values) -> None:
         finite = {
             name: float(value) if value is not None and math.isfinite(value) else None for name, value in values.items()
         }

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +42,22 @@ def batches(start, *, signal_at=None, number=signal.SIGTERM):
         step += 1
 
 
-def run(workdir, *, evaluations=None, intervals=None, train_step=train_step, on_progress=lambda _: None, **signals):
+def run(
+    workdir,
+    *,
+    evaluations=None,
+    intervals=None,
+    train_step=train_step,
+    on_progress=lambda _: None,
+    measure=lambda step, AP: {"AP": AP},
+    **signals,
+):
     evaluations = [] if evaluations is None else evaluations
 
     def evaluate(state, step):
         evaluations.append(step)
-        return {"AP": float(state.params["w"])}
+        AP = float(state.params["w"])
+        return lambda: measure(step, AP)
 
     state = initial_state()
     with Checkpoints(workdir) as checkpoints:
@@ -87,8 +99,52 @@ def test_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, undisturbed, s
     assert stopped_by is None
     expected_state, expected_records = undisturbed
     jax.tree.map(np.testing.assert_array_equal, state, expected_state)
-    by_step = lambda record: (record["step"], record["split"])  # noqa: E731
-    assert sorted(read_metrics(tmp_path), key=by_step) == sorted(expected_records, key=by_step)
+    assert read_metrics(tmp_path) == expected_records
+
+
+def test_training_goes_on_while_metrics_are_computed_and_records_keep_their_order(tmp_path, undisturbed):
+    trained_on = threading.Event()
+
+    def measure(step, AP):
+        if step == 4:
+            assert trained_on.wait(timeout=60), "training waited for the metrics"
+        return {"AP": AP}
+
+    def watched(state, batch):
+        if int(state.step) == 4:  # the step after the evaluation
+            trained_on.set()
+        return train_step(state, batch)
+
+    run(tmp_path, measure=measure, train_step=watched)
+    assert read_metrics(tmp_path) == undisturbed[1]
+
+
+def test_state_after_an_evaluation_is_saved_when_its_metrics_stand_in_the_records(tmp_path):
+    saved = lambda: [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]  # noqa: E731
+    seen = {}
+
+    def measure(step, AP):
+        time.sleep(0.3)
+        seen[step] = saved()
+        return {"AP": AP}
+
+    run(tmp_path, measure=measure)
+    assert seen[4] == []
+    assert "10" not in seen[8]
+
+
+def test_error_while_metrics_are_computed_ends_training(tmp_path):
+    def measure(step, AP):
+        if step == 8:
+            raise OSError("no space left on device")
+        return {"AP": AP}
+
+    with pytest.raises(OSError, match="no space left"):
+        run(tmp_path, measure=measure)
+    assert {r["step"] for r in read_metrics(tmp_path) if r["split"] == "val"} == {4}
+    assert read_metrics(tmp_path)[-1]["step"] == 8  # what came after waited for it
+    run(tmp_path)
+    assert {r["step"] for r in read_metrics(tmp_path) if r["split"] == "val"} == {4, 8, 10}
 
 
 def test_evaluates_at_the_interval_and_at_the_end(tmp_path):

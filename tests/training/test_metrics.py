@@ -1,6 +1,9 @@
 """The record of a run."""
 
 import json
+from concurrent.futures import Future
+
+import pytest
 
 from focaljax.training.metrics import MetricsWriter, read_metrics
 
@@ -51,3 +54,46 @@ def test_has_knows_records_of_this_and_of_former_processes(tmp_path):
 def test_tensorboard_files_are_written(tmp_path):
     write(tmp_path, 0, (1, "train", {"loss": 2.0}))
     assert any(path.stat().st_size > 0 for path in (tmp_path / "tensorboard").iterdir())
+
+
+def test_records_after_values_that_are_still_computed_wait(tmp_path):
+    later = Future()
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, "train", {"loss": 1.0})
+        writer.write(1, "val", later)
+        writer.write(2, "train", {"loss": 2.0})
+        assert writer.has(1, "val")
+        assert writer.has(2, "train")
+        assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+        later.set_result({"AP": 0.5})
+        writer.wait()
+        assert [(r["step"], r["split"]) for r in read_metrics(tmp_path)] == [(1, "train"), (1, "val"), (2, "train")]
+
+
+def test_error_in_values_is_raised_and_what_was_before_them_is_written(tmp_path):
+    first, failed = Future(), Future()
+
+    def write_three():
+        with MetricsWriter(tmp_path) as writer:
+            writer.write(1, "val", first)
+            writer.write(2, "val", failed)
+            writer.write(3, "train", {"loss": 1.0})
+            failed.set_exception(OSError("disk"))
+            first.set_result({"AP": 0.5})
+
+    with pytest.raises(OSError, match="disk"):
+        write_three()
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+
+
+def test_error_of_the_caller_comes_before_one_in_values(tmp_path):
+    failed = Future()
+
+    def write_and_fail():
+        with MetricsWriter(tmp_path) as writer:
+            writer.write(1, "val", failed)
+            failed.set_exception(OSError("disk"))
+            raise ValueError("the caller's")
+
+    with pytest.raises(ValueError, match="the caller's"):
+        write_and_fail()
