@@ -35,7 +35,7 @@ def get_config():
     config.augment.saturation = 0.2
     config.augment.hue = 0.02
 
-    config.optim.learning_rate = 0.0025  # torchvision's 0.01 for a batch of 16
+    config.optim.learning_rate = 0.01  # torchvision's, for a batch of 16
     config.optim.batch_size = 4
     config.optim.steps = 1000
     config.optim.milestones = (700, 900)

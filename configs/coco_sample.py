@@ -35,6 +35,7 @@ def get_config():
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
     config.optim.weight_decay = 0.0
+    config.optim.learning_rate_batch = 8
     config.optim.batch_size = 8
     config.optim.steps = 50
     config.optim.schedule = "cosine"

@@ -33,6 +33,7 @@ def get_config():
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
     config.optim.weight_decay = 0.05
+    config.optim.learning_rate_batch = 8
     config.optim.batch_size = 8
     config.optim.steps = 3000
     config.optim.schedule = "cosine"

@@ -58,10 +58,10 @@ def _resident_bytes() -> int:
 
 @pytest.fixture
 def mesh_of_eight():
-    """A mesh of eight CPU devices with the axis 'data'."""
-    import jax
+    """A mesh of eight CPU devices."""
+    from focaljax.training.mesh import make_mesh
 
-    return jax.make_mesh((NUM_DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return make_mesh()
 
 
 @pytest.fixture

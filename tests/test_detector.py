@@ -129,13 +129,17 @@ def test_bgr_and_centered_anchors_for_weights_of_detectron2(folder):
 
 
 def test_one_compilation_a_shape_and_none_for_more_images(folder):
-    detector = Detector.from_weights(folder / "tiny.npz", **V1, batch_size=2)
+    compiled = []
+    detector = Detector.from_weights(folder / "tiny.npz", **V1, batch_size=2, on_compile=compiled.append)
     detector(images(*SIZES))
     # Flat images and high ones.
-    assert detector._predict_step._cache_size() == 2
+    assert [(one.name, one.count, one.shape[0]) for one in compiled] == [
+        ("prediction step", 1, 2),
+        ("prediction step", 2, 2),
+    ]
     detector(images(*SIZES[:3]))
     detector(images((47, 60), (96, 144)))  # other sizes, the same padded shape
-    assert detector._predict_step._cache_size() == 2
+    assert len(compiled) == 2
 
 
 def test_files_and_arrays_are_the_same_and_one_image_gives_a_list_of_one(plain, tmp_path):

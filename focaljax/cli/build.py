@@ -20,16 +20,18 @@ from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import anchor_settings, compiled_predict_step, pixel_settings
 from focaljax.data import pipeline
 from focaljax.data.cache import CachedSource
+from focaljax.data.deadline import with_deadline
 from focaljax.data.example import Source
 from focaljax.data.subset import FirstImages
 from focaljax.data.transforms import Augmentation
+from focaljax.losses import INITIAL_EMA_NORMALIZER
 from focaljax.models.resnet import frozen_parameters
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
 from focaljax.training.optimizer import make_optimizer, make_schedule
 from focaljax.training.programs import jit_for_one_run
-from focaljax.training.state import TrainState, create_state
+from focaljax.training.state import TrainState, create_state, state_shardings
 from focaljax.training.step import make_train_step
 
 SPLITS = ("train", "val", "test")
@@ -137,7 +139,7 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
 def training_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[pipeline.Batch]:
     """Returns this host's share of the training batches from `start_step` on."""
     height, width = config.data.image_size
-    return pipeline.training_batches(
+    batches = pipeline.training_batches(
         source,
         batch_size=config.optim.batch_size,
         height=height,
@@ -149,6 +151,7 @@ def training_batches(config: ConfigDict, source: Source, start_step: int) -> Ite
         num_threads=config.data.num_threads or None,
         shard=(jax.process_index(), jax.process_count()),
     )
+    return with_deadline(batches, config.data.timeout)
 
 
 def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
@@ -180,7 +183,7 @@ def make_optimizer_and_schedule(config: ConfigDict) -> tuple[optax.GradientTrans
     optim = config.optim
     schedule = make_schedule(
         optim.schedule,
-        learning_rate=optim.learning_rate,
+        learning_rate=scaled_learning_rate(config),
         steps=optim.steps,
         warmup_steps=optim.warmup_steps,
         warmup_factor=optim.warmup_factor,
@@ -203,18 +206,47 @@ def make_optimizer_and_schedule(config: ConfigDict) -> tuple[optax.GradientTrans
     return optimizer, schedule
 
 
+def scaled_learning_rate(config: ConfigDict) -> float:
+    """Returns the learning rate for the config's batch, in proportion to its size.
+
+    Source: Goyal et al. 2017 (arXiv 1706.02677), section 2.1, 'Linear Scaling Rule'.
+    """
+    optim = config.optim
+    factor = optim.batch_size / optim.learning_rate_batch if optim.learning_rate_batch else 1.0
+    return optim.learning_rate * factor
+
+
+def new_state(config: ConfigDict, variables: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step, of these variables."""
+    # detectron2's 100 is for two images.
+    normalizer = INITIAL_EMA_NORMALIZER * config.optim.batch_size / 2 if config.loss.normalizer == "ema" else None
+    return create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0, normalizer=normalizer)
+
+
 def initial_state(
     config: ConfigDict, model: RetinaNet, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> Callable[[], TrainState]:
-    """Returns the function that makes the state before the first step, replicated over the mesh; not yet called."""
+    """Returns the function that makes the state before the first step, laid out over the mesh; not yet called."""
     height, width = config.data.image_size
 
     def initialize() -> TrainState:
         variables = model.init(jax.random.key(config.seed), jnp.zeros((1, height, width, 3)), train=False)
-        return create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0)
+        return new_state(config, variables, optimizer)
 
     # Compiled: initialising operation by operation takes ten seconds for a ResNet-50.
-    return jit_for_one_run(initialize, out_shardings=meshes.replicated(mesh))
+    return jit_for_one_run(initialize, out_shardings=layout(config, jax.eval_shape(initialize), mesh))
+
+
+def layout(config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """Returns where each array of a state (or of its shapes) lies."""
+    return state_shardings(state, mesh, large=config.mesh.large)
+
+
+def abstract_state(config: ConfigDict, initialize: Callable[[], TrainState], mesh: jax.sharding.Mesh) -> TrainState:
+    """Returns shapes, dtypes and places of the state that `initialize` makes; nothing is computed."""
+    shapes = jax.eval_shape(initialize)
+    describe = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    return jax.tree.map(describe, shapes, layout(config, shapes, mesh))
 
 
 def compiled_train_step(
@@ -244,10 +276,15 @@ def compiled_train_step(
         pixels=pixel_settings(config),
         ema_decay=config.optim.ema_decay,
         accumulate=config.optim.accumulate,
+        normalizer_momentum=config.loss.normalizer_momentum,
+        on_nonfinite=config.optim.nonfinite,
     )
-    replicated = meshes.replicated(mesh)
+    places = layout(config, jax.eval_shape(initial_state(config, model, optimizer, mesh)), mesh)
     return jax.jit(
-        step, in_shardings=(replicated, meshes.split_batch(mesh)), out_shardings=replicated, donate_argnums=0
+        step,
+        in_shardings=(places, meshes.split_batch(mesh)),
+        out_shardings=(places, meshes.replicated(mesh)),
+        donate_argnums=0,
     )
 
 
@@ -271,6 +308,10 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             group, key = setting.split(".")
             if config[group][key] < 1:
                 raise ValueError(f"{setting} must be at least 1, got {config[group][key]}")
+        if config.data.timeout <= 0:
+            raise ValueError(f"data.timeout must be seconds above 0, got {config.data.timeout}")
+        if config.optim.learning_rate_batch < 0:
+            raise ValueError(f"optim.learning_rate_batch must be at least 0, got {config.optim.learning_rate_batch}")
         meshes.check_batch_size(config.optim.batch_size, mesh, parts=config.optim.accumulate)
         meshes.check_batch_size(config.eval.batch_size, mesh)
         Augmentation(**config.augment)
@@ -295,7 +336,7 @@ def report_data(source: Source, split: str, workdir: pathlib.Path | None = None)
     for line in source.report.lines():
         print(f"  {split}: {line}", file=sys.stderr, flush=True)
     findings = source.report.findings
-    if workdir is not None and findings:
+    if workdir is not None and findings and meshes.is_primary():
         path = workdir / f"data_report_{split}.txt"
         path.write_text("".join(f"{finding.kind}: {finding}\n" for finding in findings))
         say(f"  all {len(findings)} findings: {path}")

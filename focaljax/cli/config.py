@@ -14,7 +14,10 @@ from focaljax.cli.main import UsageError, nearest
 from focaljax.cli.settings import check_value, nearest_setting
 
 # What may differ when a run goes on: how it is watched, not what is trained.
-FREE_ON_RESUME = ("log", "eval", "checkpoint", "data.num_threads", "data.cache", "cpu_devices")
+FREE_ON_RESUME = (
+    "log", "eval", "checkpoint", "mesh", "cpu_devices", "optim.accumulate", "optim.nonfinite",
+    "data.num_threads", "data.cache", "data.timeout",
+)  # fmt: skip
 
 _VARIANT_FLAG, _APPLIED = "--config.model.variant=", "_applied_variant"
 
@@ -29,6 +32,10 @@ def default_config() -> ConfigDict:
     # Devices made of a CPU's cores, over which batches are split, where there is no accelerator and batch sizes allow
     # it. Small models are faster on two, large ones on one (docs/performance.md). Only rounding depends on it.
     config.cpu_devices = 1
+
+    # Every device works on images of its own. `model` devices share one copy of the optimiser's state and the averaged
+    # weights, each holds a part (ZeRO); of the weights, only arrays of at least `large` numbers are split.
+    config.mesh = ConfigDict({"model": 1, "large": 2**24})
 
     data = config.data = ConfigDict()
     data.source = "coco"  # 'coco' (JSON), 'voc' (XML), 'tfds' or 'shapes'
@@ -59,6 +66,7 @@ def default_config() -> ConfigDict:
     data.image_size = (600, 600)  # height, width: images are resized to fit and padded
     data.max_boxes = 0  # rows for the boxes of an image; 0: as many as the fullest training image has
     data.num_threads = 0  # that read images; 0: as many as there are cores
+    data.timeout = 600.0  # seconds; a batch that takes longer is an error: a file hangs
     # A folder for the decoded images, three bytes a pixel, so that no epoch but the first decodes; one for each data
     # set, in memory or on a fast disk; '': none. They are kept resized unless `augment` changes scale or colours.
     data.cache = ""
@@ -114,11 +122,14 @@ def default_config() -> ConfigDict:
     loss.box = "smooth_l1"  # or 'l1'; of the decoded box: 'iou', 'giou', 'diou', 'ciou'
     loss.beta = 0.1  # of smooth L1
     loss.box_weight = 1.0
-    loss.normalizer = "image"  # anchors assigned on each image, or on the whole 'batch'
+    # Anchors assigned on each 'image', on the whole 'batch', or the moving average 'ema' of the batch's.
+    loss.normalizer = "image"
+    loss.normalizer_momentum = 0.9  # of 'ema': weight of the past
 
     optim = config.optim = ConfigDict()
     optim.name = "sgd"  # or 'adamw'
-    optim.learning_rate = 0.01
+    optim.learning_rate = 0.01  # for a batch of `learning_rate_batch` images
+    optim.learning_rate_batch = 16  # for other batches the rate is in proportion (Goyal et al. 2017); 0: it is as given
     optim.batch_size = 16  # of all devices together
     optim.accumulate = 1  # parts of a batch, computed one after the other for less memory; the gradient is the same
     optim.steps = 90_000
@@ -132,6 +143,9 @@ def default_config() -> ConfigDict:
     optim.norm_weight_decay = 0.0  # of normalisations' scales and biases; -1: as weight_decay
     optim.bias_weight_decay = 0.0  # of convolutions' biases; -1: as weight_decay
     optim.clip_norm = 0.0  # 0: not clipped
+    # A step whose loss or gradient is not finite: 'stop' saves the state before it and ends with an error, 'skip' goes
+    # on without it. The images of its batch are written down either way.
+    optim.nonfinite = "stop"
     optim.ema_decay = 0.0  # of the averaged weights that are evaluated; 0: none
 
     log = config.log = ConfigDict()
@@ -152,8 +166,8 @@ def default_config() -> ConfigDict:
     evaluation.tta_scales = (1.0,)  # factors on data.image_size; such as (0.8, 1.0, 1.2)
 
     checkpoint = config.checkpoint = ConfigDict()
-    checkpoint.every = 1000  # steps
-    checkpoint.keep = 2
+    checkpoint.every = 1000  # steps; one is also saved before each evaluation
+    checkpoint.keep = 2  # the latest so many, and the one with the best AP
     return config
 
 

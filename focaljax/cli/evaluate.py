@@ -17,6 +17,7 @@ Example:
 """
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from focaljax.cli import build, prediction
 from focaljax.cli.config import load_saved_config, override_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, say_compiled, track
 from focaljax.cli.main import UsageError
-from focaljax.cli.runtime import split_cpu
+from focaljax.cli.runtime import make_run_mesh, split_cpu
 from focaljax.data.example import Source
 from focaljax.data.views import fixed_size_view
 from focaljax.detection import Detections
@@ -45,7 +46,7 @@ from focaljax.evaluation.coco_metrics import (
 from focaljax.evaluation.detections import ImageDetections, to_coco_results
 from focaljax.evaluation.drawing import comparison_sheet, write_image
 from focaljax.evaluation.inference import TestTimeAugmentation
-from focaljax.evaluation.prediction import predict_batches
+from focaljax.evaluation.prediction import gather_images, predict_batches
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     config, workdir = saved_run(flag_values.workdir, overrides)
     split = flag_values.split or config.eval.split
     split_cpu(config.cpu_devices, config.eval.batch_size)
-    mesh = meshes.make_mesh()
+    mesh = make_run_mesh(config)
     source = build.make_source(config, split, classes=build.load_classes(workdir))
     build.report_data(source, split)
     step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     measure = predict_split(
         config, source, split, predict_step, variables, mesh, workdir, step, sheets=flag_values.sheets
     )
+    assert measure is not None  # nothing stops it
     metrics = measure()
     rich.console.Console().print(metrics_table(metrics, title=f"{workdir}, {split}"))
     say(f"wrote {workdir}/evaluation_{split}.json and detections_{split}.json")
@@ -93,21 +95,30 @@ def predict_split(
     step: int,
     *,
     sheets: int = 0,
-) -> Callable[[], CocoMetrics]:
-    """Predicts a whole split; returns what is left to do without the devices: results files into the workdir, metrics.
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Callable[[], CocoMetrics] | None:
+    """Predicts a whole split; returns what is left to do without the devices: the metrics, and results files.
 
-    Sheets are drawn at once.
+    Sheets are drawn at once. `is_stopping` is asked before each batch; if it says so, the rest is left and the result
+    is None. Every process gets the metrics of all images, one writes the files.
     """
-    variables = jax.device_put(variables, meshes.replicated(mesh))
+    variables = meshes.copy_to_all(variables, mesh)
     batches = prediction.put_evaluation_batches(prediction.evaluation_batches(config, source), mesh)
+    batches = itertools.takewhile(lambda _: not is_stopping(), batches)
     images = predict_batches(lambda batch: predict_step(variables, batch), batches)
-    detections = list(track(images, f"evaluating {split}", len(source)))
-    if sheets:
+    own_images = -(-len(source) // jax.process_count())
+    of_this_process = list(track(images, f"evaluating {split}", own_images))
+    if is_stopping():
+        return None
+    detections = _of_all_processes(config, source, of_this_process)
+    if sheets and meshes.is_primary():
         _write_sheets(workdir / f"sheets_{split}", source, detections, sheets)
 
     def measure() -> CocoMetrics:
         results = to_coco_results(detections, source.category_ids)
         metrics = evaluate_detections(source.ground_truth(), results)
+        if not meshes.is_primary():
+            return metrics
         write_evaluation(workdir / f"evaluation_{split}.json", metrics, details={"split": split, "step": step})
         write_coco_results(workdir / f"detections_{split}.json", results)
         return metrics
@@ -184,13 +195,27 @@ def _restored(
 ) -> tuple[int, dict[str, Any]]:
     """Returns the step of a run's latest checkpoint and its variables for evaluation."""
     optimizer, _ = build.make_optimizer_and_schedule(config)
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=meshes.replicated(mesh)),
-        jax.eval_shape(build.initial_state(config, model, optimizer, mesh)),
-    )
+    abstract = build.abstract_state(config, build.initial_state(config, model, optimizer, mesh), mesh)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step, state = checkpoints.restore_latest(abstract)
     return step, state.evaluation_variables()
+
+
+def _of_all_processes(
+    config: ConfigDict, source: Source, detections: Sequence[ImageDetections]
+) -> Sequence[ImageDetections]:
+    """Returns the detections of the whole split in the source's order, from those of this process."""
+    processes = jax.process_count()
+    if processes == 1:
+        return detections
+    batches = -(-len(source) // config.eval.batch_size)
+    gathered = gather_images(
+        detections,
+        most_images=batches * config.eval.batch_size // processes,
+        most_detections=config.eval.max_detections,
+    )
+    place = {image_id: index for index, image_id in enumerate(_image_ids(source))}
+    return sorted(gathered, key=lambda image: place[image.image_id])
 
 
 def _write_sheets(folder: pathlib.Path, source: Source, detections: Sequence[ImageDetections], count: int) -> None:

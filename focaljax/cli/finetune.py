@@ -15,9 +15,8 @@ from focaljax.models.pretrained import LoadedWeights, load_variables
 from focaljax.models.retinanet import RetinaNet
 from focaljax.models.variables import leaves_by_path
 from focaljax.models.weight_names import WeightsError
-from focaljax.training import mesh as meshes
 from focaljax.training.programs import jit_for_one_run
-from focaljax.training.state import TrainState, create_state
+from focaljax.training.state import TrainState
 
 
 def load_initial_weights(config: ConfigDict) -> LoadedWeights | None:
@@ -69,8 +68,8 @@ def initial_state(
         fresh = _pick(initialize().variables(), filled.fresh)
         variables = _with(filled.variables, jax.device_get(fresh))
         create = jit_for_one_run(
-            lambda variables: create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0),
-            out_shardings=meshes.replicated(mesh),
+            lambda variables: build.new_state(config, variables, optimizer),
+            out_shardings=build.layout(config, jax.eval_shape(initialize), mesh),
         )
         return create(variables)
 

@@ -57,16 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _keep_compiled_programs()
         return importlib.import_module(f"focaljax.cli.{verb}").main(rest)
     except UsageError as error:
-        return _fail(str(error), 2)
+        return _fail_verb(str(error), 2)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail_verb("interrupted", 130)
     except BrokenPipeError:  # the reader of the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if os.environ.get("FOCALJAX_TRACEBACK") or not _is_expected(error):
             raise
-        return _fail(str(error), 1)
+        return _fail_verb(str(error), 1, hangs=isinstance(error, _stalled()))
 
 
 def nearest(name: str, names: Sequence[str] | dict[str, str]) -> str:
@@ -118,6 +118,24 @@ def _verb_help(verb: str) -> str:
 
     source = (pathlib.Path(__file__).parent / f"{verb}.py").read_text()
     return (ast.get_docstring(ast.parse(source)) or "").strip()
+
+
+def _stalled() -> type[Exception]:
+    from focaljax.data.deadline import StalledError
+
+    return StalledError
+
+
+def _fail_verb(message: str, code: int, *, hangs: bool = False) -> int:
+    """As `_fail`; and where threads hang, or other processes are at work for the same run, does not wait for them."""
+    import jax
+
+    _fail(message, code)
+    if hangs or jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _fail(message: str, code: int) -> int:

@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from focaljax.data import pipeline
+from focaljax.data.deadline import with_deadline
 from focaljax.data.example import Source
 from focaljax.data.views import scaled_shape
 from focaljax.detection import Detections
@@ -42,7 +43,7 @@ def make_tta(config: ConfigDict) -> TestTimeAugmentation:
 
 
 def evaluation_batches(config: ConfigDict, source: Source) -> Iterator[dict[str, Any]]:
-    """Yields this host's share of the batches that hold every image of the source once, in all its sizes."""
+    """Returns this host's share of the batches that hold every image of the source once, in all its sizes."""
     shape = tuple(config.data.image_size)
     of_scales = []
     for scale in make_tta(config).scales:
@@ -58,8 +59,11 @@ def evaluation_batches(config: ConfigDict, source: Source) -> Iterator[dict[str,
             )
         )
     # Each scale reads and decodes the images anew: resizing the smaller batch on the device would lose detail.
-    for first, *others in zip(*of_scales, strict=True):
-        yield {**first, "more_views": tuple({key: batch[key] for key in ("image", "size")} for batch in others)}
+    batches = (
+        {**first, "more_views": tuple({key: batch[key] for key in ("image", "size")} for batch in others)}
+        for first, *others in zip(*of_scales, strict=True)
+    )
+    return with_deadline(batches, config.data.timeout)
 
 
 def put_evaluation_batches(

@@ -1,13 +1,22 @@
-"""What the program sets of JAX before its first use: where compiled programs are kept, how a CPU is split."""
+"""What a run needs of the machine: kept programs, a CPU's devices, the other processes, a workdir of its own."""
 
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import pathlib
 import platform
+import sys
+import time
+from collections.abc import Iterator
 
+import filelock
 import jax
+from ml_collections import ConfigDict
+
+from focaljax.cli.main import UsageError
+from focaljax.training import mesh as meshes
 
 # Of the folder: the programs that were not used for the longest time go first.
 _MOST_BYTES = 4 * 2**30
@@ -51,6 +60,109 @@ def split_cpu(devices: int, *batch_sizes: int) -> None:
         return
     with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def join_processes(coordinator: str, count: int | None, index: int | None) -> None:
+    """Makes this process one of several that run one program, if it is; of those, only the first keeps speaking.
+
+    On Cloud TPU pods, under Slurm and Open MPI and in the pods of an indexed Kubernetes job the others are found by
+    themselves, where there is more than one. Called before JAX's first use.
+
+    Args:
+        coordinator: 'HOST:PORT' of the first process, which must be free there; '': see above.
+        count: how many processes there are.
+        index: number of this one, 0 for the first.
+
+    Raises:
+        UsageError: the arguments do not go together, or the others could not be reached.
+    """
+    if coordinator and (count is None or index is None or index >= count):
+        raise UsageError("--coordinator=HOST:PORT goes with --processes=N and --process=I, where I is 0 to N-1")
+    if not coordinator and (count is not None or index is not None):
+        raise UsageError("--processes and --process go with --coordinator=HOST:PORT, the address of process 0")
+    if not coordinator and not _is_one_of_several():
+        return
+    try:
+        jax.distributed.initialize(*((coordinator, count, index) if coordinator else ()))
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"could not join the other processes: {error}") from None
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+
+
+def make_run_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """Returns the mesh of all devices that the config asks for.
+
+    Raises:
+        UsageError: `mesh.model` does not fit the devices.
+    """
+    try:
+        return meshes.make_mesh(model=config.mesh.model)
+    except ValueError as error:
+        raise UsageError(f"config: {error}") from None
+
+
+@contextlib.contextmanager
+def only_run_in(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the workdir and keeps other runs out of it while the block lasts.
+
+    The lock is the system's and goes with the process, however it ends; `WORKDIR/running.json` says whose it is. Where
+    a file system knows no locks there is none.
+
+    Raises:
+        UsageError: another run is there, or the workdir cannot be written to.
+    """
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    refusal = ""
+    if meshes.is_primary():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            refusal = f"{workdir} is in use by {_holder(workdir)}: wait for it, stop it, or name another --workdir"
+        except NotImplementedError:  # no locks here
+            pass
+        except OSError as error:
+            refusal = f"--workdir={workdir} cannot be written to: {error.strerror or error}; name another folder"
+    if refusal := meshes.agree(refusal):
+        raise UsageError(refusal)
+    if meshes.is_primary():
+        holder = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        (workdir / "running.json").write_text(json.dumps(holder) + "\n")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the workdir is gone, which is said elsewhere
+            if meshes.is_primary():
+                (workdir / "running.json").unlink(missing_ok=True)
+                lock.release()
+
+
+def _holder(workdir: pathlib.Path) -> str:
+    try:
+        holder = json.loads((workdir / "running.json").read_text())
+        return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another run"
+
+
+def _is_one_of_several() -> bool:
+    """Whether a launcher that JAX knows has started several processes; of one alone, nothing needs to be found."""
+    environment = os.environ
+    sizes = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return (
+        any(environment.get(size, "1") not in ("", "1") for size in sizes)
+        or len(hosts) > 1
+        or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+        or ("KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment)
+        or _is_cloud_tpu()
+    )
+
+
+def _is_cloud_tpu() -> bool:
+    """Whether this is a virtual machine with TPUs, of which there may be several to a slice."""
+    return importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
 
 
 def _cache_folder() -> pathlib.Path:

@@ -5,16 +5,23 @@ Usage: focaljax train --config FILE --workdir DIR [--config.KEY=VALUE ...]
   --config FILE         a Python file with get_config(), such as those in configs/
   --config.KEY=VALUE    overrides one setting, e.g. --config.loss.gamma=1.5
   --workdir DIR         where everything goes; the same command again goes on where the run stopped
+  --coordinator HOST:PORT --processes N --process I
+                        one run of N processes, of which this is number I (0 is at HOST:PORT); on Cloud TPU pods, under
+                        Slurm and MPI they are found by themselves; DIR must be a folder that all of them see
 
 Written to DIR: config.json (every setting), metrics.jsonl and tensorboard/ (the curves as numbers), curves.png,
-checkpoints/, evaluation_SPLIT.json and detections_SPLIT.json (COCO metrics and results of the last evaluation),
-classes.json, and data_report_SPLIT.txt where something in the data was repaired or left out.
+checkpoints/ (the latest and the best), evaluation_SPLIT.json and detections_SPLIT.json (COCO metrics and results of the
+last evaluation), classes.json, data_report_SPLIT.txt where something in the data was repaired or left out, and
+nonfinite/ where the loss of a step was not a finite number.
 
 Example:
   focaljax train --config configs/shapes.py --workdir runs/shapes --config.optim.learning_rate=0.02
 """
 
+import dataclasses
+import functools
 import importlib.metadata
+import json
 import pathlib
 import sys
 import time
@@ -39,11 +46,12 @@ from focaljax.cli.evaluate import predict_split
 from focaljax.cli.finetune import initial_state, load_initial_weights
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import compiled_predict_step
-from focaljax.cli.runtime import split_cpu
+from focaljax.cli.runtime import join_processes, make_run_mesh, only_run_in, split_cpu
 from focaljax.evaluation.curves import write_curves
+from focaljax.models.pretrained import LoadedWeights
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
-from focaljax.training.loop import Intervals, run_training
+from focaljax.training.loop import Intervals, NonfiniteStep, run_training
 from focaljax.training.metrics import MetricsWriter, read_metrics
 from focaljax.training.programs import ProgramPerShape
 from focaljax.training.state import TrainState
@@ -54,6 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     config_arguments, others = split_config_flags(arguments)
     flag_values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flag_values)
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0", flag_values=flag_values)
+    flags.DEFINE_integer("processes", None, "how many", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_integer("process", None, "number of this one", lower_bound=0, flag_values=flag_values)
     if unexpected := parse_flags(others, flag_values):
         raise UsageError(f"unexpected argument {unexpected[0]!r}: settings are given as --config.KEY=VALUE")
     if not flag_values.workdir:
@@ -61,48 +72,73 @@ def main(arguments: Sequence[str]) -> int:
     config = load_config(config_arguments)
     parts = max(1, config.optim.accumulate)
     split_cpu(config.cpu_devices, config.optim.batch_size // parts, config.eval.batch_size)
+    join_processes(flag_values.coordinator, flag_values.processes, flag_values.process)
     return train(config, pathlib.Path(flag_values.workdir))
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     """Trains what the config describes, or goes on with it; returns the exit code."""
     _check_resumable(config, workdir)
-    mesh = meshes.make_mesh()
+    mesh = make_run_mesh(config)
     # Where a run goes on, the file may be gone: all of it is in the checkpoint.
     weights = None if _has_checkpoint(workdir) else load_initial_weights(config)
     build.check_config(config, mesh)
+    with only_run_in(workdir):
+        return _train(config, workdir, mesh, weights)
+
+
+def _train(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh, weights: LoadedWeights | None) -> int:
     source = build.make_source(config, "train")
     classes = build.Classes(source.class_names, source.category_ids)
     evaluation_source = build.make_source(config, config.eval.split, classes=classes)
     model = build.make_model(config, len(source.class_names))
     optimizer, schedule = build.make_optimizer_and_schedule(config)
     initialize = initial_state(config, model, optimizer, mesh, weights)
-    workdir.mkdir(parents=True, exist_ok=True)
     build.report_data(source, "train", workdir)
     build.report_data(evaluation_source, config.eval.split, workdir)
-    save_config(config, workdir)
-    build.save_classes(source, workdir)
+    if meshes.is_primary():
+        save_config(config, workdir)
+        build.save_classes(source, workdir)
     train_step = ProgramPerShape(
         build.compiled_train_step(config, model, optimizer, schedule, mesh), "train step", say_compiled
     )
     predict_step = ProgramPerShape(compiled_predict_step(config, model, mesh), "prediction step", say_compiled)
 
-    def evaluate(state: TrainState, step: int) -> Callable[[], Mapping[str, float]]:
-        split = config.eval.split
-        variables = state.evaluation_variables()
-        measure = predict_split(config, evaluation_source, split, predict_step, variables, mesh, workdir, step)
+    def evaluate(
+        state: TrainState, step: int, is_stopping: Callable[[], bool]
+    ) -> Callable[[], Mapping[str, float | None]] | None:
+        split, variables = config.eval.split, state.evaluation_variables()
+        measure = predict_split(
+            config,
+            evaluation_source,
+            split,
+            predict_step,
+            variables,
+            mesh,
+            workdir,
+            step,
+            is_stopping=is_stopping,
+        )
+        if measure is None:
+            return None
 
-        def numbers() -> Mapping[str, float]:
+        def numbers() -> Mapping[str, float | None]:
             metrics = measure()
             say(f"step {step}: {split} AP {metrics.AP:.3f}, AP50 {metrics.AP50:.3f}, AP75 {metrics.AP75:.3f}")
             return {name: value for name, value in metrics.numbers().items() if value >= 0}
 
         return numbers
 
-    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+    def best_step() -> int | None:
+        return writer.best_step(config.eval.split, "AP")
+
+    with Checkpoints(workdir, keep=config.checkpoint.keep, best_step=best_step) as checkpoints:
         state = _start(initialize, checkpoints, config, workdir, mesh)
         start_step, start_time = int(state.step), time.perf_counter()
-        with MetricsWriter(workdir, start_step=start_step) as writer, ProgressLine(config.optim.steps) as progress:
+        with (
+            MetricsWriter(workdir, start_step=start_step, writes=meshes.is_primary()) as writer,
+            ProgressLine(config.optim.steps) as progress,
+        ):
             state, stopped_by = run_training(
                 state,
                 train_step,
@@ -116,14 +152,31 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
                 evaluate=evaluate,
                 evaluation_split=config.eval.split,
                 on_progress=progress.show,
+                on_nonfinite=functools.partial(_report_nonfinite, workdir=workdir),
+                stops_at_nonfinite=config.optim.nonfinite == "stop",
             )
-    write_curves(workdir / "curves.png", read_metrics(workdir), split=config.eval.split)
+    if meshes.is_primary():
+        write_curves(workdir / "curves.png", read_metrics(workdir), split=config.eval.split)
     if stopped_by is not None:
         say(f"stopped by {stopped_by.name} after step {int(state.step)}, which is saved; the same command goes on")
         return 130 if stopped_by.name == "SIGINT" else 0
     seconds = duration(time.perf_counter() - start_time)
     say(f"done: {config.optim.steps} steps, {config.optim.steps - start_step} of them now in {seconds}; see {workdir}")
+    if int(state.skipped):
+        say(f"{int(state.skipped)} steps were skipped, their loss or gradient was not finite: see {workdir}/nonfinite")
     return 0
+
+
+def _report_nonfinite(nonfinite: NonfiniteStep, *, workdir: pathlib.Path) -> None:
+    """Writes `WORKDIR/nonfinite/step_STEP.json`: what is known about a step whose loss or gradient is not finite."""
+    path = workdir / "nonfinite" / f"step_{nonfinite.step}.json"
+    say(f"step {nonfinite.step}: loss {nonfinite.loss}, gradient norm {nonfinite.gradient_norm}; its images: {path}")
+    if meshes.is_primary():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = dataclasses.asdict(nonfinite)
+        # JSON has no NaN and no infinity.
+        values |= {name: str(values[name]) for name in ("loss", "gradient_norm")}
+        path.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def _check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -152,7 +205,11 @@ def _start(
     device = jax.devices()[0]
     is_split_cpu = device.platform == "cpu" and mesh.size > 1
     devices = f"{mesh.size} devices made of the CPU's cores" if is_split_cpu else f"{mesh.size} x {device.device_kind}"
-    say(f"{devices}, batch {config.optim.batch_size}, {config.optim.steps} steps")
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    learning_rate = f"learning rate {build.scaled_learning_rate(config):g}"
+    if build.scaled_learning_rate(config) != config.optim.learning_rate:
+        learning_rate += f" ({config.optim.learning_rate:g} for {config.optim.learning_rate_batch} images)"
+    say(f"{devices}{processes}, batch {config.optim.batch_size}, {learning_rate}, {config.optim.steps} steps")
     if checkpoints.latest_step() is None:
         state = initialize()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -162,11 +219,7 @@ def _start(
             )
         say(f"new run in {workdir}: {config.model.backbone}, {parameters:,} parameters; compiling the train step")
         return state
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=meshes.replicated(mesh)),
-        jax.eval_shape(initialize),
-    )
-    step, state = checkpoints.restore_latest(abstract)
+    step, state = checkpoints.restore_latest(build.abstract_state(config, initialize, mesh))
     say(f"resumed {workdir} after step {step} of {config.optim.steps}")
     return state
 

@@ -1,6 +1,6 @@
 """Prediction over a data set: batches in, detections in pixels of the original images out."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from focaljax.data.resize import restore_boxes
 from focaljax.detection import Detections
 from focaljax.evaluation.detections import ImageDetections
+from focaljax.training.mesh import gather_rows, local_rows
 
 
 def predict_batches(
@@ -34,8 +35,46 @@ def predict_batches(
         yield from _to_images(*ahead)
 
 
+def gather_images(found: Sequence[ImageDetections], *, most_images: int, most_detections: int) -> list[ImageDetections]:
+    """Returns the detections of all processes, those of the first process first.
+
+    Args:
+        found: this process's.
+        most_images: bound on the number of images of a process, the same on all of them.
+        most_detections: bound on the detections of an image.
+    """
+    if jax.process_count() == 1:
+        return list(found)
+    n, D = most_images, most_detections
+    image_ids = np.zeros(n, np.int64)
+    rows: dict[str, np.ndarray] = {
+        "count": np.full(n, -1, np.int32),  # no image
+        "boxes": np.zeros((n, D, 4), np.float32),
+        "scores": np.zeros((n, D), np.float32),
+        "labels": np.zeros((n, D), np.int32),
+    }
+    for row, image in enumerate(found):
+        count = len(image)
+        image_ids[row], rows["count"][row] = image.image_id, count
+        for name, values in (("boxes", image.boxes_xyxy), ("scores", image.scores), ("labels", image.labels)):
+            rows[name][row, :count] = values
+    # JAX would cut 64 bits to 32.
+    image_ids, rows = gather_rows((image_ids.view(np.int32).reshape(n, 2), rows))
+    image_ids = np.ascontiguousarray(image_ids).view(np.int64)[:, 0]
+    return [
+        ImageDetections(
+            int(image_ids[row]),
+            rows["boxes"][row, :count],
+            rows["scores"][row, :count],
+            rows["labels"][row, :count],
+        )
+        for row, count in enumerate(rows["count"].tolist())
+        if count >= 0
+    ]
+
+
 def _to_images(batch: Mapping[str, np.ndarray], detections: Detections) -> Iterator[ImageDetections]:
-    found = jax.device_get(detections)
+    found = jax.tree.map(local_rows, detections)
     for row in np.flatnonzero(batch["is_valid"]):
         is_detection = found.is_detection[row]
         height, width = batch["original_size"][row]

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,15 +12,17 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from focaljax.training.checkpoints import Checkpoints
-from focaljax.training.mesh import put_batches
+from focaljax.training.mesh import gather_rows, put_batches
 from focaljax.training.metrics import MetricsWriter
 from focaljax.training.state import TrainState
 from focaljax.training.step import TRAIN_KEYS
 
-# From (state, step), while the devices predict, to what is left to do without them, which gives AP and other numbers.
-Evaluate = Callable[[TrainState, int], Callable[[], Mapping[str, float | None]]]
+# From (state, step, whether to stop), while the devices predict, to what is left to do without them, which gives AP and
+# other numbers and is called in another thread. "Whether to stop" is asked after every batch; if so the result is None.
+Evaluate = Callable[[TrainState, int, Callable[[], bool]], Callable[[], Mapping[str, float | None]] | None]
 
 
 class TrainingError(RuntimeError):
@@ -44,6 +46,23 @@ class Progress:
     metrics: Mapping[str, float]
     images_per_second: float
     seconds_left: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NonfiniteStep:
+    """A step whose loss or gradient was not finite.
+
+    Attributes:
+        step: counted from 1.
+        loss: of the batch.
+        gradient_norm: of the batch.
+        image_ids: of the whole batch, of all processes; -1 for images that could not be read.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    image_ids: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +94,16 @@ def run_training(
     evaluate: Evaluate,
     evaluation_split: str,
     on_progress: Callable[[Progress], None],
+    on_nonfinite: Callable[[NonfiniteStep], None],
+    stops_at_nonfinite: bool = True,
 ) -> tuple[TrainState, signal.Signals | None]:
     """Trains from the state's step to `steps`; returns the last state, and the signal that stopped training, if any.
 
     The result does not depend on where a run was interrupted: batches are a function of the step, records are written
     at multiples of the interval, and an evaluation that is missing in the records is made up for. Training waits while
     the devices predict, but not for the metrics, which another thread computes; those of an evaluation are written
-    before the next one begins and before a later state is saved. On SIGINT or SIGTERM the current step is finished and
-    saved.
+    before the next one begins and before a later state is saved. A state is also saved before each evaluation. On
+    SIGINT or SIGTERM, to any of several processes, all finish the current step (or leave the evaluation) and save.
 
     Args:
         state: after any number of steps; its buffers are given away.
@@ -94,38 +115,62 @@ def run_training(
         writer: takes records of the splits 'train' and `evaluation_split`.
         checkpoints: takes states.
         settings: saved with each state.
-        evaluate: from (state, step) to a function that gives AP and other numbers; called in another thread, it must
-            leave the devices alone.
+        evaluate: see `Evaluate`.
         evaluation_split: its name in the records.
         on_progress: called after each record.
+        on_nonfinite: called for each step whose loss or gradient is not finite, with what is known about it.
+        stops_at_nonfinite: the train step changes nothing from such a step on: the state before it is saved and
+            training ends with an error. False: the train step skips it, and training goes on.
 
     Raises:
-        TrainingError: the loss of a recorded step is not finite; the last checkpoint is kept as it is.
+        TrainingError: the loss or gradient of a step is not finite.
+        CheckpointError: a state cannot be saved.
     """
     step = int(state.step)
     is_due = lambda interval: step == steps or (interval > 0 and step % interval == 0)  # noqa: E731
-    unfetched: tuple[int, dict[str, jax.Array], int] | None = None
+    num_skipped = int(state.skipped)
+    unseen: _Unseen | None = None
 
-    def record() -> None:
-        """Fetches, writes and shows the metrics that wait for it, if any."""
-        nonlocal unfetched
-        if unfetched is None:
+    def look() -> None:
+        """Looks at the metrics that wait for it, if any: are they finite? Records them where they are due."""
+        nonlocal unseen, num_skipped
+        if unseen is None:
             return
-        (of_step, metrics, images), unfetched = unfetched, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise TrainingError(
-                f"the loss is {values['loss']} at step {of_step}: lower optim.learning_rate, or set "
-                "optim.clip_norm or a longer optim.warmup_steps; the checkpoint before is kept"
+        seen, unseen = unseen, None
+        if int(seen.metrics["skipped"]) > num_skipped:
+            num_skipped = int(seen.metrics["skipped"])
+            nonfinite = NonfiniteStep(
+                seen.step,
+                float(seen.metrics["loss"]),
+                float(seen.metrics["gradient_norm"]),
+                tuple(gather_rows(seen.image_ids).tolist()),
             )
-        writer.write(of_step, "train", values)
-        seconds_per_step = rate.seconds_per_step(of_step)
-        seconds_left = (steps - of_step) * seconds_per_step
-        on_progress(Progress(of_step, steps, values, images / seconds_per_step, seconds_left))
+            on_nonfinite(nonfinite)
+            if stops_at_nonfinite:
+                raise _stop_before(nonfinite)
+        if not seen.is_recorded:
+            return
+        values = {name: float(value) for name, value in jax.device_get(seen.metrics).items()}
+        writer.write(seen.step, "train", values)
+        seconds_per_step = rate.seconds_per_step(seen.step)
+        images = len(seen.image_ids) * jax.process_count()
+        seconds_left = (steps - seen.step) * seconds_per_step
+        on_progress(Progress(seen.step, steps, values, images / seconds_per_step, seconds_left))
+
+    def _stop_before(nonfinite: NonfiniteStep) -> TrainingError:
+        # The train step has kept the state before this one.
+        checkpoints.save(nonfinite.step - 1, dataclasses.replace(state, skipped=0 * state.skipped), settings)
+        return TrainingError(
+            f"the loss is {nonfinite.loss} and the gradient's norm {nonfinite.gradient_norm} at step {nonfinite.step}: "
+            "lower optim.learning_rate, or set optim.clip_norm or a longer optim.warmup_steps, or leave such steps out "
+            f"with optim.nonfinite=skip; the state after step {nonfinite.step - 1} is saved"
+        )
 
     def start_evaluation() -> None:
         writer.wait()  # no more than one at a time
-        writer.write(step, evaluation_split, in_background.submit(evaluate(state, step)))
+        measure = evaluate(state, step, stop.reached)
+        if measure is not None:
+            writer.write(step, evaluation_split, in_background.submit(measure))
 
     def save() -> None:
         writer.wait()  # what stands in the records before a saved state is not computed again
@@ -137,54 +182,84 @@ def run_training(
         rate = _Rate(step)
         host_and_device = put_batches(batches(step), mesh, TRAIN_KEYS) if step < steps else iter(())
         is_first = True
-        while step < steps and not stop.requested:
+        while step < steps and not stop.is_reached:
             host_batch, batch = next(host_and_device)
             # Compiled within the first call; the device may still be at work when a call is over.
             with rate.paused() if is_first else contextlib.nullcontext():
                 state, metrics = train_step(state, batch)
             is_first = False
             step += 1
-            # The metrics of the step before are fetched while the device works on this one.
-            record()
-            if is_due(intervals.record):
-                unfetched = step, metrics, host_batch["image"].shape[0] * jax.process_count()
-            if is_due(intervals.save) or is_due(intervals.evaluate) or stop.requested:
-                record()  # a state is saved only after its loss was looked at
-            if is_due(intervals.save) or stop.requested:
+            # The metrics of the step before are looked at while the device works on this one.
+            look()
+            unseen = _Unseen(step, metrics, host_batch["image_id"], is_due(intervals.record))
+            is_stopping = stop.reached()
+            is_evaluated = is_due(intervals.evaluate)
+            if is_due(intervals.save) or is_evaluated or is_stopping:
+                look()  # a state is saved only after its loss was looked at
                 save()
-            if is_due(intervals.evaluate) and not stop.requested:
+            if is_evaluated and not is_stopping:
                 jax.block_until_ready(state)
                 with rate.paused():
                     start_evaluation()
-        record()
-        if step < steps:
-            save()
+        look()
         writer.wait()
-    return state, stop.requested
+    return state, stop.requested if stop.is_reached else None
 
 
 class StopSignals:
     """Notes SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once.
 
+    Of several processes, all stop at the same call of `reached`, whichever got the signal; JAX's preemption service
+    tells them.
+
     Attributes:
         requested: the signal that came, or None.
+        is_reached: what the last call of `reached` gave.
     """
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
+        self.is_reached = False
+        self._calls = 0
+        self._is_alone = jax.process_count() == 1
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Of several processes, SIGTERM is the preemption service's own, in a handler below Python.
+        numbers = (signal.SIGINT, signal.SIGTERM) if self._is_alone else (signal.SIGINT,)
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def reached(self) -> bool:
+        """Returns whether to stop now. All processes call this equally often; once it is True it stays so."""
+        if self._is_alone:
+            self.is_reached = self.requested is not None
+        elif not self.is_reached:
+            self._calls += 1
+            self.is_reached = multihost_utils.reached_preemption_sync_point(self._calls)
+            if self.is_reached:
+                self.requested = self.requested or signal.SIGTERM
+        return self.is_reached
+
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number)
+        if not self._is_alone:
+            os.kill(os.getpid(), signal.SIGTERM)  # which tells the others
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unseen:
+    """A step that the devices may still be at work on, and this process's images in it."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    image_ids: np.ndarray
+    is_recorded: bool
 
 
 class _Rate:

@@ -1,19 +1,36 @@
-"""Devices as a mesh with a `data` axis: state is replicated, batches are split along it."""
+"""Devices as a mesh: batches are split over its axes `data` and `model`, large parts of the state over `model`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA_AXIS = "data"
+DATA_AXIS, MODEL_AXIS = "data", "model"
+_ROWS = PartitionSpec((DATA_AXIS, MODEL_AXIS))
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of all devices (or of the given ones) along the axis `data`."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
+    """Returns a mesh of devices with the axes `data` and `model`.
+
+    Every device works on images of its own, whatever the axes; `model` devices share one copy of what
+    `split_over_model` splits.
+
+    Args:
+        devices: None for all, of all processes.
+        model: length of the axis `model`.
+
+    Raises:
+        ValueError: `model` does not divide the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
+    if model < 1 or len(devices) % model:
+        raise ValueError(f"mesh.model must divide the number of devices, {len(devices)}, got {model}")
     # Auto axes: the compiler derives the collectives. The default, Explicit, would want shardings in every operation.
-    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    shape, types = (len(devices) // model, model), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, (DATA_AXIS, MODEL_AXIS), axis_types=types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -23,7 +40,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def split_batch(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array whose first axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, _ROWS)
+
+
+def split_over_model(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that is split over the axis `model` along its longest axis that divides.
+
+    An array without such an axis is copied to every device.
+    """
+    parts = mesh.shape[MODEL_AXIS]
+    divisible = [axis for axis, size in enumerate(shape) if size >= parts and size % parts == 0]
+    if parts == 1 or not divisible:
+        return replicated(mesh)
+    longest = max(divisible, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[MODEL_AXIS if axis == longest else None for axis in range(len(shape))]))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, parts: int = 1) -> None:
@@ -52,8 +82,7 @@ def compiled_for_rows(step: Callable[[Any, Any], Any], mesh: Mesh) -> jax.stages
             batch's.
         mesh: see `make_mesh`.
     """
-    rows = PartitionSpec(DATA_AXIS)
-    per_device = jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
+    per_device = jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), _ROWS), out_specs=_ROWS, check_vma=False)
     return jax.jit(per_device, in_shardings=(replicated(mesh), split_batch(mesh)), out_shardings=split_batch(mesh))
 
 
@@ -80,3 +109,47 @@ def put_batches(
         ahead = current
     if ahead is not None:
         yield ahead
+
+
+def copy_to_all(tree: Any, mesh: Mesh) -> Any:
+    """Returns arrays, wherever they lie on the mesh's devices, copied to every device."""
+    whole = replicated(mesh)
+    if all(isinstance(leaf, jax.Array) and leaf.sharding == whole for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda arrays: arrays, out_shardings=whole)(tree)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """Returns this process's rows of an array that `split_batch` splits, in order, on the host."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
+def gather_rows(rows: Any) -> Any:
+    """Returns the rows of all processes, those of the first process first; every process has as many.
+
+    Args:
+        rows: a pytree of this process's arrays on the host.
+    """
+    if jax.process_count() == 1:
+        return rows
+    return multihost_utils.process_allgather(rows, tiled=True)
+
+
+def agree(text: str) -> str:
+    """Returns the first process's text in all of them."""
+    if jax.process_count() == 1:
+        return text
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
+    padded = np.zeros(length, np.uint8)
+    if is_primary():
+        padded[:] = encoded
+    return bytes(multihost_utils.broadcast_one_to_all(padded)).decode()
+
+
+def is_primary() -> bool:
+    """Returns whether this process is the one that writes files and speaks."""
+    return jax.process_index() == 0

@@ -26,18 +26,22 @@ class MetricsWriter:
     Args:
         workdir: of the run.
         start_step: number of finished steps.
+        writes: False: records are only remembered; for all but one of several processes.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, start_step: int = 0) -> None:
+    def __init__(self, workdir: str | pathlib.Path, *, start_step: int = 0, writes: bool = True) -> None:
         workdir = pathlib.Path(workdir)
         self._path = workdir / "metrics.jsonl"
         self._waiting: collections.deque[tuple[int, str, Future[Values]]] = collections.deque()
         self._records = [record for record in read_metrics(workdir) if record["step"] <= start_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in self._records))
-        os.replace(temporary, self._path)
-        self._file = self._path.open("a")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=True)
+        self._file, self._tensorboard = None, None
+        if writes:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self._records))
+            os.replace(temporary, self._path)
+            self._file = self._path.open("a")
+            folder = str(workdir / "tensorboard")
+            self._tensorboard = SummaryWriter(folder, purge_step=start_step + 1, write_to_disk=True)
 
     def __enter__(self) -> Self:
         return self
@@ -50,13 +54,19 @@ class MetricsWriter:
                 with contextlib.suppress(Exception):
                     self._write_finished()
         finally:
-            self._file.close()
-            self._tensorboard.close()
+            for output in (self._file, self._tensorboard):
+                if output is not None:
+                    output.close()
 
     def has(self, step: int, split: str) -> bool:
         """Returns whether there is a record of this step and split, written or waiting."""
         known = [(record["step"], record["split"]) for record in self._records]
         return (step, split) in known + [(of_step, of_split) for of_step, of_split, _ in self._waiting]
+
+    def best_step(self, split: str, name: str) -> int | None:
+        """Returns the step whose written record of a split has the highest value, the first of equals; None: none."""
+        values = {r["step"]: r[name] for r in self._records if r["split"] == split and r.get(name) is not None}
+        return max(values, key=lambda step: (values[step], -step), default=None)
 
     def write(self, step: int, split: str, values: Values | Future[Values]) -> None:
         """Adds one record; None and values that are not finite become null, and are left out of TensorBoard.
@@ -91,6 +101,8 @@ class MetricsWriter:
         }
         record: dict[str, Any] = {"step": step, "split": split, **finite}
         self._records.append(record)
+        if self._file is None or self._tensorboard is None:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in finite.items():

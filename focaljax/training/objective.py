@@ -20,7 +20,7 @@ BoxLoss = Callable[[Array, Array, Array], Array]
 CLASSIFICATION_LOSSES = ("focal", "balanced_cross_entropy", "cross_entropy")
 # Of the deltas, then of the decoded box.
 BOX_LOSSES = ("smooth_l1", "l1", "iou", "giou", "diou", "ciou")
-NORMALIZERS = ("image", "batch")
+NORMALIZERS = ("image", "batch", "ema")
 
 
 @jax.tree_util.register_dataclass
@@ -124,16 +124,18 @@ def detection_loss(
         box_weight: factor on the box loss.
         normalizer: 'image': each image's sum over its anchors divided by its number of assigned anchors (at least 1),
             then the mean over images (the paper; torchvision). 'batch': the sum over the batch divided by the number
-            of assigned anchors of the batch. Over several devices both are those of the global batch.
+            of assigned anchors of the batch. 'ema': that sum divided by `num_positives`, which the caller averages over
+            the steps (detectron2; `focaljax.losses.ema_normalizer`). Over several devices all are those of the global
+            batch.
         num_positives: scalar, divides in place of the batch's number under 'batch', where these images are a part of a
             batch: the whole batch's number divided by the number of parts makes the mean over the parts that of the
-            whole. Not used under 'image'.
+            whole; likewise under 'ema'. Not used under 'image'.
 
     Returns:
         `DetectionLoss`.
 
     Raises:
-        ValueError: `normalizer` is unknown.
+        ValueError: `normalizer` is unknown, or 'ema' without `num_positives`.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1, 'Focal Loss'.
     """
@@ -145,10 +147,12 @@ def detection_loss(
     per_box = jax.vmap(jax.vmap(box_loss), in_axes=(0, 0, None))(box_deltas, boxes_xyxy, anchors_xyxy)
     if normalizer == "image":
         reduce = jax.vmap(losses.mean_over_positives)
-    elif normalizer == "batch":
+    elif normalizer == "batch" and num_positives is None:
         reduce = losses.global_mean_over_positives
-        if num_positives is not None:
-            reduce = functools.partial(_sum_divided, divisor=num_positives)
+    elif normalizer in ("batch", "ema"):
+        if num_positives is None:
+            raise ValueError("the normalizer 'ema' divides by num_positives, which is None: see ema_normalizer")
+        reduce = functools.partial(_sum_divided, divisor=num_positives)
     else:
         raise ValueError(f"normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}")
     classification = reduce(per_anchor, is_positive, targets.is_ignored).mean()

@@ -1,5 +1,6 @@
 """The train step: a pure function, compiled once for a run."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,9 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from focaljax.detection import assign_anchors, pyramid_anchors
+from focaljax.losses import ema_normalizer
 from focaljax.models.retinanet import normalize_images
 from focaljax.training.objective import DetectionLoss
 from focaljax.training.state import TrainState, update_ema
+
+# What a step does whose loss or gradient is not finite.
+ON_NONFINITE = ("stop", "skip")
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -33,6 +38,8 @@ def make_train_step(
     pixels: Mapping[str, Any] | None = None,
     ema_decay: float = 0.0,
     accumulate: int = 1,
+    normalizer_momentum: float = 0.9,
+    on_nonfinite: str = "stop",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the train step, a pure function of (state, batch), not yet compiled.
 
@@ -49,14 +56,22 @@ def make_train_step(
         ema_decay: of the moving average; used if the state has one.
         accumulate: number of parts of a batch that go through the network one after the other, for less memory; the
             gradient is that of the whole batch, whatever the normaliser. Batch normalisation sees one part at a time.
+        normalizer_momentum: weight of the past in the state's `normalizer`, if it has one; see `ema_normalizer`.
+        on_nonfinite: what a step does whose loss or gradient is not finite. 'stop': it changes nothing but the number
+            of skipped steps, and no later step changes anything, so that the caller finds the state before it. 'skip':
+            it changes only the number of steps and of skipped steps, and training goes on.
 
     Returns:
         A function from (state, batch) to the next state and metrics, scalars by name: `loss`, `classification_loss`,
-        `box_loss`, `positives` (assigned anchors per image), `gradient_norm`, `learning_rate`.
+        `box_loss`, `positives` (assigned anchors per image), `gradient_norm`, `learning_rate`, `skipped` (how many
+        steps so far).
 
     Raises:
-        ValueError: `accumulate` is less than 1; from the step: it does not divide the batch.
+        ValueError: `accumulate` is less than 1, or `on_nonfinite` is unknown; from the step: `accumulate` does not
+            divide the batch.
     """
+    if on_nonfinite not in ON_NONFINITE:
+        raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}")
     if accumulate < 1:
         raise ValueError(f"accumulate is the number of parts of a batch, at least 1, got {accumulate}")
 
@@ -67,7 +82,13 @@ def make_train_step(
         targets = jax.vmap(lambda *boxes: assign_anchors(anchors_xyxy, *boxes, **matching))(
             batch["boxes"], batch["labels"], batch["is_crowd"], batch["is_box"]
         )
-        of_part = {"num_positives": jnp.maximum(targets.is_positive.sum(), 1) / accumulate} if accumulate > 1 else {}
+        num_positives = targets.is_positive.sum()
+        normalizer = state.normalizer
+        if normalizer is not None:
+            normalizer = ema_normalizer(normalizer, num_positives, momentum=normalizer_momentum)
+            of_part = {"num_positives": normalizer / accumulate}
+        else:
+            of_part = {"num_positives": jnp.maximum(num_positives, 1) / accumulate} if accumulate > 1 else {}
 
         def loss_of_params(params: Any, batch_stats: Any, part: Any) -> tuple[Array, tuple[DetectionLoss, Any]]:
             images, sizes, targets = part
@@ -92,20 +113,38 @@ def make_train_step(
         ema_params = state.ema_params
         if ema_params is not None:
             ema_params = update_ema(ema_params, params, state.step, decay=ema_decay)
+        gradient_norm = optax.tree.norm(gradients)
+        is_finite = jnp.isfinite(value.total) & jnp.isfinite(gradient_norm)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            normalizer=normalizer,
+            skipped=state.skipped,
+        )
+        new_state = _guarded(new_state, state, is_finite, on_nonfinite)
         metrics = {
             "loss": value.total,
             "classification_loss": value.classification,
             "box_loss": value.box,
             "positives": value.positives,
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": gradient_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "skipped": new_state.skipped,
         }
-        new_state = TrainState(
-            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params
-        )
         return new_state, metrics
 
     return train_step
+
+
+def _guarded(new: TrainState, old: TrainState, is_finite: Array, on_nonfinite: str) -> TrainState:
+    """Returns the new state, or the old one where the step must not count."""
+    is_kept = is_finite if on_nonfinite == "skip" else is_finite & (old.skipped == 0)
+    guarded = jax.tree.map(lambda after, before: jnp.where(is_kept, after, before), new, old)
+    step = new.step if on_nonfinite == "skip" else guarded.step
+    return dataclasses.replace(guarded, step=step, skipped=old.skipped + (~is_kept).astype(jnp.int32))
 
 
 def _mean_gradients(

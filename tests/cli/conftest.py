@@ -18,7 +18,7 @@ def devices_of_runs(count):
     with pytest.MonkeyPatch.context() as patch:
         of = meshes.make_mesh
         mesh = of(jax.devices()[:count])
-        patch.setattr(meshes, "make_mesh", lambda devices=None: mesh if devices is None else of(devices))
+        patch.setattr(meshes, "make_mesh", lambda devices=None, model=1: mesh if devices is None else of(devices))
         yield
 
 

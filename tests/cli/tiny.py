@@ -21,6 +21,7 @@ def get_config():
     config.anchors.scales = (1.0,)
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
+    config.optim.learning_rate_batch = 8
     config.optim.batch_size = 8
     config.optim.steps = 6
     config.optim.schedule = "cosine"

@@ -21,14 +21,26 @@ STEPS = 10
 
 
 def initial_state():
-    return TrainState(step=jnp.int32(0), params={"w": jnp.float32(1.0)}, batch_stats={}, opt_state=(), ema_params=None)
+    return new_state(0, 1.0, 0)
+
+
+def new_state(step, w, skipped):
+    return TrainState(
+        step=jnp.int32(step),
+        params={"w": jnp.float32(w)},
+        batch_stats={},
+        opt_state=(),
+        ema_params=None,
+        normalizer=None,
+        skipped=jnp.int32(skipped),
+    )
 
 
 @jax.jit
 def train_step(state, batch):
     w = state.params["w"] * 0.9 + batch["image"].mean()
-    new = TrainState(step=state.step + 1, params={"w": w}, batch_stats={}, opt_state=(), ema_params=None)
-    return new, {"loss": w}
+    new = new_state(state.step + 1, w, state.skipped)
+    return new, {"loss": w, "gradient_norm": w, "skipped": state.skipped}
 
 
 def batches(start, *, signal_at=None, number=signal.SIGTERM):
@@ -38,7 +50,7 @@ def batches(start, *, signal_at=None, number=signal.SIGTERM):
         if step == signal_at:
             os.kill(os.getpid(), number)
         rows = np.full((8, 1), float(step), np.float32)
-        yield dict.fromkeys(TRAIN_KEYS, rows)
+        yield {**dict.fromkeys(TRAIN_KEYS, rows), "image_id": np.arange(8) + 10 * step}
         step += 1
 
 
@@ -50,17 +62,22 @@ def run(
     train_step=train_step,
     on_progress=lambda _: None,
     measure=lambda step, AP: {"AP": AP},
+    nonfinite=None,
+    stops_at_nonfinite=True,
     **signals,
 ):
     evaluations = [] if evaluations is None else evaluations
+    nonfinite = [] if nonfinite is None else nonfinite
 
-    def evaluate(state, step):
+    def evaluate(state, step, is_stopping):
         evaluations.append(step)
+        if is_stopping():
+            return None
         AP = float(state.params["w"])
         return lambda: measure(step, AP)
 
     state = initial_state()
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, best_step=lambda: writer.best_step("val", "AP")) as checkpoints:
         if checkpoints.latest_step() is not None:
             _, state = checkpoints.restore_latest(state)
         with MetricsWriter(workdir, start_step=int(state.step)) as writer:
@@ -77,6 +94,8 @@ def run(
                 evaluate=evaluate,
                 evaluation_split="val",
                 on_progress=on_progress,
+                on_nonfinite=nonfinite.append,
+                stops_at_nonfinite=stops_at_nonfinite,
             )
 
 
@@ -129,7 +148,7 @@ def test_state_after_an_evaluation_is_saved_when_its_metrics_stand_in_the_record
         return {"AP": AP}
 
     run(tmp_path, measure=measure)
-    assert seen[4] == []
+    assert "5" not in seen[4]
     assert "10" not in seen[8]
 
 
@@ -153,12 +172,16 @@ def test_evaluates_at_the_interval_and_at_the_end(tmp_path):
     assert evaluations == [4, 8, 10]
 
 
+def checkpoints_in(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
 def test_interval_of_zero_means_at_the_end_only(tmp_path):
     evaluations = []
     run(tmp_path, evaluations=evaluations, intervals=Intervals(record=3, evaluate=0, save=0))
     assert evaluations == [10]
     assert [r["step"] for r in read_metrics(tmp_path) if r["split"] == "train"] == [3, 6, 9, 10]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["10"]
+    assert checkpoints_in(tmp_path) == [10]
 
 
 def test_finished_run_does_nothing_again(tmp_path):
@@ -169,14 +192,72 @@ def test_finished_run_does_nothing_again(tmp_path):
     assert evaluations == []
 
 
-def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
-    def diverging(state, batch):
-        new, metrics = train_step(state, batch)
-        return new, {"loss": jnp.where(state.step == 6, jnp.nan, metrics["loss"])}
+def diverging_at(bad_step, *, stops=True):
+    """The train step, and what it does with a loss that is not finite: see `make_train_step`."""
 
-    with pytest.raises(TrainingError, match=r"loss is nan at step 7: lower optim\.learning_rate"):
-        run(tmp_path, train_step=diverging)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+    @jax.jit
+    def step(state, batch):
+        new, metrics = train_step(state, batch)
+        is_bad = (state.step == bad_step - 1) | ((state.skipped > 0) & stops)
+        kept = new_state(state.step if stops else state.step + 1, state.params["w"], state.skipped + 1)
+        new = jax.tree.map(lambda after, before: jnp.where(is_bad, before, after), new, kept)
+        return new, {
+            "loss": jnp.where(is_bad, jnp.nan, metrics["loss"]),
+            "gradient_norm": metrics["loss"],
+            "skipped": new.skipped,
+        }
+
+    return step
+
+
+@pytest.mark.parametrize("bad_step", [1, 6, 7, 8, 10])
+def test_loss_that_is_not_finite_stops_and_the_state_before_it_is_saved(tmp_path, bad_step):
+    nonfinite = []
+    intervals = Intervals(record=5, evaluate=0, save=5)
+    with pytest.raises(TrainingError, match=rf"at step {bad_step}: lower .* after step {bad_step - 1} is saved"):
+        run(tmp_path, train_step=diverging_at(bad_step), nonfinite=nonfinite, intervals=intervals)
+    (found,) = nonfinite
+    assert found.step == bad_step
+    assert np.isfinite(found.gradient_norm)
+    assert np.isnan(found.loss)
+    assert found.image_ids == tuple(range(10 * bad_step - 10, 10 * bad_step - 2))
+    assert max(checkpoints_in(tmp_path)) == bad_step - 1
+    # From there the run goes on, once its cause is gone, as if nothing had been.
+    state, _ = run(tmp_path, intervals=intervals)
+    assert int(state.skipped) == 0
+    expected, _ = run(tmp_path / "undisturbed", intervals=intervals)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert read_metrics(tmp_path) == read_metrics(tmp_path / "undisturbed")
+
+
+def test_loss_that_is_not_finite_is_left_out_where_that_is_wanted(tmp_path):
+    nonfinite = []
+    step = diverging_at(7, stops=False)
+    state, _ = run(tmp_path, train_step=step, nonfinite=nonfinite, stops_at_nonfinite=False)
+    assert [found.step for found in nonfinite] == [7]
+    assert (int(state.step), int(state.skipped)) == (STEPS, 1)
+    by_step = {r["step"]: r for r in read_metrics(tmp_path) if r["split"] == "train"}
+    assert by_step[7]["loss"] is None
+    assert [by_step[n]["skipped"] for n in (6, 7, 10)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("best", [4, 8])
+def test_best_state_is_kept_besides_the_latest(tmp_path, best):
+    run(tmp_path, measure=lambda step, AP: {"AP": 0.9 if step == best else 0.1})
+    assert checkpoints_in(tmp_path) == sorted({best, 8, 10})
+
+
+def test_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(tmp_path, undisturbed):
+    def watched(state, batch):
+        if int(state.step) == 3:  # with the device at work on step 4, after which the model is evaluated
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(state, batch)
+
+    _, stopped_by = run(tmp_path, train_step=watched)
+    assert stopped_by == signal.SIGTERM
+    assert not [r for r in read_metrics(tmp_path) if r["split"] == "val"]
+    run(tmp_path)
+    assert read_metrics(tmp_path) == undisturbed[1]
 
 
 def test_metrics_of_a_step_are_fetched_when_the_next_one_is_under_way(tmp_path):
@@ -195,16 +276,6 @@ def test_metrics_of_a_step_are_fetched_when_the_next_one_is_under_way(tmp_path):
         "step 5 starts",
     ]  # fmt: skip
     assert events[-1] == f"{STEPS} shown"
-
-
-def test_state_whose_loss_is_not_finite_is_not_saved(tmp_path):
-    def diverging(state, batch):
-        new, metrics = train_step(state, batch)
-        return new, {"loss": jnp.where(state.step == 9, jnp.inf, metrics["loss"])}
-
-    with pytest.raises(TrainingError, match="loss is inf at step 10"):
-        run(tmp_path, train_step=diverging)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
 
 
 def test_handlers_are_put_back_and_a_second_interrupt_is_immediate():
