@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -47,8 +48,9 @@ from focaljax.cli.finetune import initial_state, load_initial_weights
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import compiled_predict_step
 from focaljax.cli.runtime import join_processes, make_run_mesh, only_run_in, split_cpu
+from focaljax.data.example import Source
 from focaljax.evaluation.curves import write_curves
-from focaljax.models.pretrained import LoadedWeights
+from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
 from focaljax.training.loop import Intervals, NonfiniteStep, run_training
@@ -83,17 +85,27 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     # Where a run goes on, the file may be gone: all of it is in the checkpoint.
     weights = None if _has_checkpoint(workdir) else load_initial_weights(config)
     build.check_config(config, mesh)
-    with only_run_in(workdir):
-        return _train(config, workdir, mesh, weights)
-
-
-def _train(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh, weights: LoadedWeights | None) -> int:
     source = build.make_source(config, "train")
     classes = build.Classes(source.class_names, source.category_ids)
     evaluation_source = build.make_source(config, config.eval.split, classes=classes)
     model = build.make_model(config, len(source.class_names))
     optimizer, schedule = build.make_optimizer_and_schedule(config)
     initialize = initial_state(config, model, optimizer, mesh, weights)
+    with only_run_in(workdir):
+        return _train(config, workdir, mesh, model, optimizer, schedule, initialize, source, evaluation_source)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    model: RetinaNet,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    initialize: Callable[[], TrainState],
+    source: Source,
+    evaluation_source: Source,
+) -> int:
     build.report_data(source, "train", workdir)
     build.report_data(evaluation_source, config.eval.split, workdir)
     if meshes.is_primary():

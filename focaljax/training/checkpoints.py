@@ -72,6 +72,8 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
         )
         try:
+            if not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
             handlers = {"state": ocp.StandardCheckpointHandler(), "settings": ocp.JsonCheckpointHandler()}
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except OSError as error:
@@ -175,7 +177,7 @@ class Checkpoints:
         if is_primary():
             digests = {path: _digest(folder / path) for path in _files(folder)}
             temporary = folder / f"{_DIGESTS}.tmp"
-            temporary.write_text(json.dumps(digests, indent=1) + "\n")
+            temporary.write_text(json.dumps(digests, indent=1))
             os.replace(temporary, folder / _DIGESTS)
 
     @contextlib.contextmanager
@@ -193,13 +195,8 @@ class Checkpoints:
 
     def _check_fits(self, step: int, abstract: Any) -> None:
         """Raises MismatchError where the saved arrays are not the expected ones; Orbax would cast dtypes silently."""
-        described = lambda tree: {  # noqa: E731
-            path: (tuple(leaf.shape), str(leaf.dtype))
-            for path, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()
-            if leaf is not None
-        }
-        expected = described(ocp.tree.serialize_tree(abstract, keep_empty_nodes=False))
-        saved = described(self._manager.item_metadata(step)["state"].tree)
+        expected = _described(abstract)
+        saved = _described(self._manager.item_metadata(step)["state"].tree)
         differences = [
             f"{path} is {_shown(saved.get(path))}, expected {_shown(expected.get(path))}"
             for path in sorted(saved.keys() | expected.keys())
@@ -257,6 +254,16 @@ def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
         return list(folder.iterdir())
     except OSError:
         return []
+
+
+def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns path -> shape and dtype of a tree of arrays, under the names that Orbax gives the parts of any object."""
+
+    def name(key: Any) -> str:
+        return str(next(getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind)))
+
+    leaves = jax.tree.leaves_with_path(tree)
+    return {"/".join(map(name, path)): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
 
 
 def _shown(array: tuple[tuple[int, ...], str] | None) -> str:

@@ -22,7 +22,9 @@ ANCHORS = {"levels": (3, 4), "sizes": (8.0, 16.0), "scales": (1.0, 1.5), "ratios
 class SmallDetector:
     """A model with its optimiser, initial state and steps."""
 
-    def __init__(self, norm="group_norm", ema_decay=0.9, normalizer="image", **optimizer):
+    def __init__(
+        self, norm="group_norm", ema_decay=0.9, normalizer="image", optimizer="adamw", learning_rate=3e-3, **step
+    ):
         self.model = RetinaNet(
             num_classes=K,
             anchors_per_position=2,
@@ -33,8 +35,9 @@ class SmallDetector:
             head_depth=1,
             head_channels=8,
         )
-        schedule = make_schedule("cosine", learning_rate=3e-3, steps=100, warmup_steps=5)
-        self.optimizer = make_optimizer("adamw", schedule, **optimizer)
+        schedule = make_schedule("cosine", learning_rate=learning_rate, steps=100, warmup_steps=5)
+        self.optimizer = make_optimizer(optimizer, schedule)
+        self.normalizer = 40.0 if normalizer == "ema" else None
         loss = functools.partial(
             detection_loss,
             classification_loss=make_classification_loss("focal"),
@@ -50,6 +53,7 @@ class SmallDetector:
             anchors=ANCHORS,
             matching={},
             ema_decay=ema_decay,
+            **step,
         )
         self.train_step = self.make_step()
         thresholds = {"score_threshold": 0.05, "pre_nms_top_k": 50, "nms_iou": 0.5, "max_detections": 10}
@@ -60,7 +64,7 @@ class SmallDetector:
 
     def _initialize(self):
         variables = self.model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), train=False)
-        return create_state(variables, self.optimizer, has_ema=True)
+        return create_state(variables, self.optimizer, has_ema=True, normalizer=self.normalizer)
 
 
 def make_batch(seed=0):

@@ -74,33 +74,13 @@ def test_network_is_given_pixels_as_the_settings_say(small_detector, batch):
 def test_metrics_are_scalars_of_known_names(small_detector, one_step, batch):
     _, metrics = one_step(small_detector.initial_state(), batch)
     assert set(metrics) == {
-        "loss", "classification_loss", "box_loss", "positives", "gradient_norm", "learning_rate",
+        "loss", "classification_loss", "box_loss", "positives", "gradient_norm", "learning_rate", "skipped",
     }  # fmt: skip
     assert all(value.shape == () and np.isfinite(value) for value in metrics.values())
     assert float(metrics["loss"]) == pytest.approx(float(metrics["classification_loss"] + metrics["box_loss"]))
 
 
-@pytest.mark.parametrize(("norm", "normalizer"), [("group_norm", "image"), ("batch_norm", "batch")])
-def test_one_device_and_eight_give_the_same(norm, normalizer):
-    detector = SmallDetector(norm=norm, normalizer=normalizer)
-    results = []
-    for devices in (jax.devices()[:1], jax.devices()):
-        mesh = meshes.make_mesh(devices)
-        step = jit_over(mesh, detector.train_step, jit_for_one_run)
-        state = jax.device_put(detector.initial_state(), meshes.replicated(mesh))
-        metrics = {}
-        for seed in range(2):
-            state, metrics = step(state, meshes.put_batch(make_batch(seed), mesh))
-        results.append((jax.device_get(metrics), jax.device_get(state.batch_stats)))
-    (one_metrics, one_stats), (eight_metrics, eight_stats) = results
-    assert len(jax.devices()) == 8
-    for name, value in one_metrics.items():
-        # float32 sums in another order.
-        np.testing.assert_allclose(eight_metrics[name], value, rtol=2e-4, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one_stats, eight_stats)
-
-
-@pytest.mark.parametrize("normalizer", ["image", "batch"])
+@pytest.mark.parametrize("normalizer", ["image", "batch", "ema"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(normalizer):
     detector = SmallDetector(normalizer=normalizer)
     mesh = meshes.make_mesh(jax.devices()[:2])
@@ -156,6 +136,56 @@ def test_batch_statistics_move_and_averaged_parameters_follow(batch):
     assert int(after.step) == 1
     expected = update_ema(before.params, after.params, jnp.int32(0), decay=0.9)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.ema_params, expected)
+
+
+def test_moving_average_normalizer_divides_the_sum_of_the_whole_batch(batch):
+    by_batch, by_average = (SmallDetector(normalizer=name, ema_decay=0.0) for name in ("batch", "ema"))
+    _, of_batch = jit_for_one_run(by_batch.train_step)(by_batch.initial_state(), batch)
+    state, of_average = jit_for_one_run(by_average.train_step)(by_average.initial_state(), batch)
+    positives = float(of_batch["positives"]) * len(batch["image"])
+    expected = 0.9 * 40.0 + 0.1 * positives
+    assert float(state.normalizer) == pytest.approx(expected)
+    assert float(of_average["loss"]) == pytest.approx(float(of_batch["loss"]) * positives / expected, rel=1e-5)
+    with pytest.raises(ValueError, match="'ema' divides by num_positives"):
+        jax.eval_shape(by_average.train_step, dataclasses.replace(state, normalizer=None), batch)
+
+
+@pytest.fixture(scope="module")
+def broken(small_detector):
+    """A state whose loss is not finite."""
+    state = small_detector.initial_state()
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+    return dataclasses.replace(state, params=broken, step=jnp.int32(5))
+
+
+def test_step_that_is_not_finite_changes_nothing_and_nor_does_any_after_it(small_detector, one_step, broken, batch):
+    after, metrics = one_step(broken, batch)
+    assert not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"]))
+    assert (int(after.step), int(after.skipped), int(metrics["skipped"])) == (5, 1, 1)
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(after, skipped=broken.skipped), broken)
+    # The next step would be a good one.
+    good = dataclasses.replace(small_detector.initial_state(), skipped=jnp.int32(1))
+    kept, metrics = one_step(good, batch)
+    assert np.isfinite(metrics["loss"])
+    assert int(metrics["skipped"]) == 2
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(kept, skipped=good.skipped), good)
+
+
+def test_step_that_is_not_finite_is_left_out_and_training_goes_on(small_detector, one_step, broken, batch):
+    step = jit_over(meshes.make_mesh(jax.devices()[:1]), small_detector.make_step(on_nonfinite="skip"))
+    after, _ = step(broken, batch)
+    assert (int(after.step), int(after.skipped)) == (6, 1)
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (broken.params, broken.opt_state))
+    good = small_detector.initial_state()
+    skipped_before, _ = step(dataclasses.replace(good, skipped=jnp.int32(1)), batch)
+    undisturbed, _ = one_step(good, batch)
+    assert int(skipped_before.skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, skipped_before.params, undisturbed.params)
+
+
+def test_unknown_way_to_meet_a_step_that_is_not_finite_is_refused(small_detector):
+    with pytest.raises(ValueError, match="on_nonfinite must be one of stop, skip, got 'halt'"):
+        small_detector.make_step(on_nonfinite="halt")
 
 
 def test_averaging_starts_fast_and_ends_at_its_decay():
