@@ -3,15 +3,18 @@
 import os
 import pickle
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from focaljax.training import mesh as meshes
+from focaljax.training.metrics import read_metrics
 from focaljax.training.programs import jit_for_one_run
 from focaljax.training.state import state_shardings
 from tests.training.conftest import SmallDetector, make_batch
@@ -126,19 +129,66 @@ if meshes.is_primary():
 """
 
 
-def test_two_processes_of_four_devices_give_what_one_device_does(on_one_device, users_env, tmp_path):
+def start_two(script, env, *arguments):
+    """Two processes of one run, with four devices each."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-    env = {**users_env, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", WORKER, address]
-    workers = [
-        subprocess.Popen([*command, str(index), str(tmp_path / "results")], env=env, stderr=subprocess.PIPE, text=True)
-        for index in range(2)
-    ]
+    env = {**env, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", script, address]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, str(index), *map(str, arguments)], env=env, **pipes) for index in range(2)]
+
+
+def ended_well(workers):
     errors = [worker.communicate(timeout=600)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
+
+
+def test_two_processes_of_four_devices_give_what_one_device_does(on_one_device, users_env, tmp_path):
+    ended_well(start_two(WORKER, users_env, tmp_path / "results"))
     with (tmp_path / "results").open("rb") as file:
         results = pickle.load(file)
     for kind in KINDS:
         assert_same(results[kind], on_one_device[kind])
+
+
+LOOP = """
+import pathlib, sys, time
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from focaljax.training import mesh as meshes
+from focaljax.training.loop import Intervals
+from tests.training import test_loop
+def train_step(state, batch):
+    if int(sys.argv[4]):
+        time.sleep(0.02)
+        print("a step", flush=True)
+    return step(state, batch)
+mesh = meshes.make_mesh()
+step = jax.jit(test_loop.train_step, in_shardings=(meshes.replicated(mesh), meshes.split_batch(mesh)),
+               out_shardings=meshes.replicated(mesh))
+state, stopped_by = test_loop.run(pathlib.Path(sys.argv[3]), steps=500, mesh=mesh, train_step=train_step,
+                                  intervals=Intervals(record=50, evaluate=100, save=100))
+print(f"stopped by {stopped_by} after {int(state.step)}", flush=True)
+"""
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_preemption_of_one_process_saves_the_same_step_in_both_and_the_run_goes_on(users_env, tmp_path, told):
+    workers = start_two(LOOP, users_env, tmp_path / "run", 1)
+    for worker in workers:
+        assert any(line == "a step\n" for line in worker.stdout)  # after what Gloo says of its connections
+    started = time.monotonic()
+    workers[told].send_signal(signal.SIGTERM)
+    ends = [worker.communicate(timeout=60) for worker in workers]
+    assert time.monotonic() - started < 30
+    assert [worker.returncode for worker in workers] == [0, 0], ends
+    last = {out.splitlines()[-1] for out, _ in ends}
+    (step,) = {int(line.removeprefix("stopped by 15 after ")) for line in last}
+    assert 0 < step < 500
+    assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+    if told == 0:  # once is enough
+        ended_well(start_two(LOOP, users_env, tmp_path / "run", 0))
+        ended_well(start_two(LOOP, users_env, tmp_path / "undisturbed", 0))
+        assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "undisturbed")

@@ -12,7 +12,7 @@ import pytest
 
 from focaljax.training.checkpoints import Checkpoints
 from focaljax.training.loop import Intervals, StopSignals, TrainingError, run_training
-from focaljax.training.mesh import make_mesh
+from focaljax.training.mesh import copy_to_all, is_primary, make_mesh
 from focaljax.training.metrics import MetricsWriter, read_metrics
 from focaljax.training.state import TrainState
 from focaljax.training.step import TRAIN_KEYS
@@ -49,8 +49,10 @@ def batches(start, *, signal_at=None, number=signal.SIGTERM):
     while True:
         if step == signal_at:
             os.kill(os.getpid(), number)
-        rows = np.full((8, 1), float(step), np.float32)
-        yield {**dict.fromkeys(TRAIN_KEYS, rows), "image_id": np.arange(8) + 10 * step}
+        share = 8 // jax.process_count()
+        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        rows = np.full((8, 1), float(step), np.float32)[own]
+        yield {**dict.fromkeys(TRAIN_KEYS, rows), "image_id": (np.arange(8) + 10 * step)[own]}
         step += 1
 
 
@@ -64,6 +66,9 @@ def run(
     measure=lambda step, AP: {"AP": AP},
     nonfinite=None,
     stops_at_nonfinite=True,
+    steps=STEPS,
+    keep=2,
+    mesh=None,
     **signals,
 ):
     evaluations = [] if evaluations is None else evaluations
@@ -76,17 +81,18 @@ def run(
         AP = float(state.params["w"])
         return lambda: measure(step, AP)
 
-    state = initial_state()
-    with Checkpoints(workdir, best_step=lambda: writer.best_step("val", "AP")) as checkpoints:
+    mesh = mesh or make_mesh(jax.devices()[:1])
+    state = copy_to_all(initial_state(), mesh)
+    with Checkpoints(workdir, keep=keep, best_step=lambda: writer.best_step("val", "AP")) as checkpoints:
         if checkpoints.latest_step() is not None:
             _, state = checkpoints.restore_latest(state)
-        with MetricsWriter(workdir, start_step=int(state.step)) as writer:
+        with MetricsWriter(workdir, start_step=int(state.step), writes=is_primary()) as writer:
             return run_training(
                 state,
                 train_step,
                 lambda step: batches(step, **signals),
-                steps=STEPS,
-                mesh=make_mesh(jax.devices()[:1]),
+                steps=steps,
+                mesh=mesh,
                 intervals=intervals or Intervals(record=1, evaluate=4, save=5),
                 writer=writer,
                 checkpoints=checkpoints,

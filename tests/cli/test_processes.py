@@ -1,0 +1,83 @@
+"""Verbs as several processes, and several runs beside each other."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from focaljax.cli.main import main
+from focaljax.cli.runtime import only_run_in
+from focaljax.training.metrics import read_metrics
+
+
+def test_two_processes_train_and_evaluate_as_one_does(tiny, finished_run, users_env, tmp_path):
+    # 9 images to evaluate, in batches of 8: the processes have 5 and 4 of them.
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        coordinator = f"--coordinator=127.0.0.1:{unused.getsockname()[1]}"
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "focaljax", "train", *tiny, f"--workdir={workdir}", coordinator, "--processes=2"]
+    env = {**users_env, "JAX_NUM_CPU_DEVICES": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen([*command, f"--process={index}"], env=env, **pipes) for index in range(2)]
+    ends = [worker.communicate(timeout=600) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], ends
+    assert "of 2 processes, batch 8" in ends[0][0]
+    # One of them is enough to speak (but Gloo, below Python, of its connections).
+    assert re.search("images", ends[0][0])
+    assert not re.search("images|step|run", ends[1][0])
+    found, expected = read_metrics(workdir), read_metrics(finished_run)
+    assert [(r["step"], r["split"]) for r in found] == [(r["step"], r["split"]) for r in expected]
+    for mine, other in zip(found, expected):
+        if mine["split"] == "train":
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)  # Adam enlarges rounding
+    assert found[-1]["AP"] == pytest.approx(expected[-1]["AP"], abs=1e-3)
+    mine, other = (json.loads((path / "detections_val.json").read_text()) for path in (workdir, finished_run))
+    assert len(mine) == len(other)
+    assert [found["image_id"] for found in mine] == [found["image_id"] for found in other]
+    scores = lambda detections: sorted(found["score"] for found in detections)  # noqa: E731
+    np.testing.assert_allclose(scores(mine), scores(other), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--coordinator=localhost:1"], ["--processes=2"], ["--coordinator=localhost:1", "--processes=2", "--process=2"]],
+)
+def test_flags_of_processes_that_do_not_go_together_are_refused(tiny, tmp_path, flags, capsys):
+    assert main(["train", *tiny, "--workdir", str(tmp_path / "run"), *flags]) == 2
+    assert re.search(r"--processes.* with --coordinator|--coordinator=HOST:PORT goes with", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_second_run_on_a_workdir_is_refused_and_told_of_the_first(tiny, tmp_path, capsys):
+    with only_run_in(tmp_path):
+        assert main(["train", *tiny, "--workdir", str(tmp_path)]) == 2
+        assert f"{tmp_path} is in use by process {os.getpid()} on " in capsys.readouterr().err
+    # The lock goes with the run.
+    with only_run_in(tmp_path):
+        pass
+    assert not (tmp_path / "running.json").exists()
+
+
+def test_lock_goes_with_a_process_that_was_killed(tmp_path, users_env):
+    holder = """
+import os, pathlib, signal, sys
+from focaljax.cli.runtime import only_run_in
+with only_run_in(pathlib.Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", holder, str(tmp_path)], env=users_env, check=False).returncode == -9
+    assert (tmp_path / "running.json").exists()
+    with only_run_in(tmp_path):
+        assert json.loads((tmp_path / "running.json").read_text())["process"] == os.getpid()
+
+
+def test_workdir_that_cannot_be_made_is_one_line(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", *tiny, "--workdir", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot be written to: Not a directory" in capsys.readouterr().err
