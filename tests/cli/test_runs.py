@@ -1,5 +1,6 @@
 """The verbs on a real, small run: what they write, how they go on, and how they meet bad input."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from focaljax.cli.config import load_config
 from focaljax.cli.main import main
 from focaljax.training import mesh as meshes
 from focaljax.training.metrics import read_metrics
+from focaljax.training.state import TrainState
 from tests.cli.conftest import devices_of_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -84,6 +86,32 @@ def test_other_config_on_the_same_workdir_is_refused_with_the_difference(finishe
 
 def test_what_is_watched_may_change(finished_run, tiny):
     assert main(["train", *tiny, "--workdir", str(finished_run), "--config.log.every=2"]) == 0
+
+
+def test_the_lines_of_the_docs_restore_a_run(finished_run):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "faults.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    namespace: dict = {}
+    exec(block.replace("/absolute/path/of/WORKDIR", str(finished_run)), namespace)
+    assert namespace["gamma"] == 2.0
+    assert {"backbone", "fpn"} <= set(namespace["params"])
+    assert set(namespace["saved"]["state"]) == {field.name for field in dataclasses.fields(TrainState)}
+
+
+def test_loss_that_is_not_finite_ends_the_run_with_its_images_and_the_state_before_it(tiny, tmp_path, capsys):
+    diverging = ["--config.optim.learning_rate=1e38", "--config.optim.warmup_steps=0", "--config.optim.clip_norm=0.0"]
+    assert main(["train", *tiny, "--workdir", str(tmp_path), *diverging]) == 1
+    output = capsys.readouterr()
+    (path,) = (tmp_path / "nonfinite").iterdir()
+    found = json.loads(path.read_text())
+    assert path.name == f"step_{found['step']}.json"
+    assert str(path) in output.out
+    assert f"at step {found['step']}: lower optim.learning_rate" in output.err
+    assert len(found["image_ids"]) == 8
+    assert not (np.isfinite(float(found["loss"])) and np.isfinite(float(found["gradient_norm"])))
+    steps = [int(entry.name) for entry in (tmp_path / "checkpoints").iterdir()]
+    assert max(steps) == found["step"] - 1
+    assert [r["step"] for r in read_metrics(tmp_path)] == list(range(1, found["step"]))
 
 
 def test_evaluate_writes_metrics_results_and_sheets(finished_run, capsys):
