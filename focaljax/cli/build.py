@@ -234,19 +234,21 @@ def initial_state(
         return new_state(config, variables, optimizer)
 
     # Compiled: initialising operation by operation takes ten seconds for a ResNet-50.
-    return jit_for_one_run(initialize, out_shardings=layout(config, jax.eval_shape(initialize), mesh))
+    return jit_for_one_run(initialize, out_shardings=layout(config, initialize, mesh))
 
 
-def layout(config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns where each array of a state (or of its shapes) lies."""
-    return state_shardings(state, mesh, large=config.mesh.large)
+def layout(config: ConfigDict, initialize: Callable[[], TrainState], mesh: jax.sharding.Mesh) -> Any:
+    """Returns where each array of the state that `initialize` makes lies; one sharding if it is the same for all."""
+    if mesh.shape[meshes.MODEL_AXIS] == 1:
+        return meshes.replicated(mesh)
+    return state_shardings(jax.eval_shape(initialize), mesh, large=config.mesh.large)
 
 
 def abstract_state(config: ConfigDict, initialize: Callable[[], TrainState], mesh: jax.sharding.Mesh) -> TrainState:
     """Returns shapes, dtypes and places of the state that `initialize` makes; nothing is computed."""
     shapes = jax.eval_shape(initialize)
     describe = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
-    return jax.tree.map(describe, shapes, layout(config, shapes, mesh))
+    return jax.tree.map(describe, shapes, state_shardings(shapes, mesh, large=config.mesh.large))
 
 
 def compiled_train_step(
@@ -279,7 +281,7 @@ def compiled_train_step(
         normalizer_momentum=config.loss.normalizer_momentum,
         on_nonfinite=config.optim.nonfinite,
     )
-    places = layout(config, jax.eval_shape(initial_state(config, model, optimizer, mesh)), mesh)
+    places = layout(config, initial_state(config, model, optimizer, mesh), mesh)
     return jax.jit(
         step,
         in_shardings=(places, meshes.split_batch(mesh)),

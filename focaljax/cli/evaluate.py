@@ -31,7 +31,7 @@ from focaljax.cli import build, prediction
 from focaljax.cli.config import load_saved_config, override_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, say_compiled, track
 from focaljax.cli.main import UsageError
-from focaljax.cli.runtime import make_run_mesh, split_cpu
+from focaljax.cli.runtime import split_cpu
 from focaljax.data.example import Source
 from focaljax.data.views import fixed_size_view
 from focaljax.detection import Detections
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     config, workdir = saved_run(flag_values.workdir, overrides)
     split = flag_values.split or config.eval.split
     split_cpu(config.cpu_devices, config.eval.batch_size)
-    mesh = make_run_mesh(config)
+    mesh = meshes.make_mesh()
     source = build.make_source(config, split, classes=build.load_classes(workdir))
     build.report_data(source, split)
     step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)

@@ -69,7 +69,7 @@ def initial_state(
         variables = _with(filled.variables, jax.device_get(fresh))
         create = jit_for_one_run(
             lambda variables: build.new_state(config, variables, optimizer),
-            out_shardings=build.layout(config, jax.eval_shape(initialize), mesh),
+            out_shardings=build.layout(config, initialize, mesh),
         )
         return create(variables)
 

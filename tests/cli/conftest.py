@@ -17,8 +17,8 @@ def devices_of_runs(count):
     """As many devices for the verbs in this process, which would take all eight."""
     with pytest.MonkeyPatch.context() as patch:
         of = meshes.make_mesh
-        mesh = of(jax.devices()[:count])
-        patch.setattr(meshes, "make_mesh", lambda devices=None, model=1: mesh if devices is None else of(devices))
+        some = jax.devices()[:count]
+        patch.setattr(meshes, "make_mesh", lambda devices=None, model=1: of(devices or some, model=model))
         yield
 
 

@@ -49,14 +49,21 @@ def test_training_leaves_config_curves_checkpoints_and_evaluation(finished_run):
     ]  # fmt: skip
 
 
-def test_a_run_on_eight_devices_compiles_each_step_once_and_says_so(tiny, tmp_path, capsys, caplog):
+def test_a_run_on_eight_devices_compiles_each_step_once_and_says_so(tiny, finished_run, tmp_path, capsys, caplog):
     with jax.log_compiles(), devices_of_runs(8):
-        assert main(["train", *tiny, "--workdir", str(tmp_path)]) == 0
+        assert main(["train", *tiny, "--workdir", str(tmp_path), "--config.mesh.model=4"]) == 0
     shown = capsys.readouterr().out
     for name in ("train step", "prediction step"):
         assert len(re.findall(rf"^{name} for images 8 x 64 x 64 (?:compiled|taken from)", shown, re.M)) == 1
     compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", "\n".join(caplog.messages))
     assert [compiled.count(name) for name in ("train_step", "predict_step", "initialize")] == [1, 1, 1]
+    assert read_metrics(tmp_path)[-1]["AP"] == pytest.approx(read_metrics(finished_run)[-1]["AP"], abs=1e-3)
+    # What eight devices have saved in parts, one restores.
+    assert main(["evaluate", "--workdir", str(tmp_path), "--sheets=0"]) == 0
+    assert "evaluating step 6" in capsys.readouterr().out
+    with devices_of_runs(8):
+        assert main(["train", *tiny, "--workdir", str(tmp_path / "other"), "--config.mesh.model=3"]) == 2
+    assert "mesh.model must divide the number of devices, 8, got 3" in capsys.readouterr().err
 
 
 def test_train_step_gives_the_state_back_in_the_place_of_the_old_one(tiny):
