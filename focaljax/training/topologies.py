@@ -1,0 +1,145 @@
+"""TPUs that are not there: their topologies by name, what is published of their chips, devices to compile for."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+
+EXAMPLES = "v5e:4x4, v5p:2x2x4, v6e:8x8, gpu:8, cpu:8"
+
+_GIB = 2**30
+_DOCS = "https://cloud.google.com/tpu/docs/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What is published of a TPU chip, of which JAX makes one device.
+
+    Attributes:
+        name: Google's.
+        sides: of its topologies: 2 for a torus of two dimensions.
+        hbm_bytes: memory; programs get a little less, see `hbm_for_programs`.
+        flops: a second, the peak for products of bfloat16.
+        hbm_bandwidth: bytes a second.
+        link_bandwidth: bytes a second that a chip can send to others over all of its links, half of the published
+            number for both directions. A slice without wrap-around links, such as 2x2, does not use all of them.
+        source: of the numbers.
+    """
+
+    name: str
+    sides: int
+    hbm_bytes: int
+    flops: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    source: str
+
+
+# Peak, memory and its bandwidth from the tables 'key specifications' of Google's pages; 1600, 4800 and 3200 Gbit/s of
+# links. The pages give v5e's and v6e's memory bandwidth as 819 and 1640 or, rounded, as 800 and 1600 GB/s.
+CHIPS = {
+    "v5e": Chip("TPU v5e", 2, 16 * _GIB, 197e12, 819e9, 200e9, _DOCS + "v5e"),
+    "v5p": Chip("TPU v5p", 3, 95 * _GIB, 459e12, 2765e9, 600e9, _DOCS + "v5p"),
+    "v6e": Chip("TPU v6e", 2, 32 * _GIB, 918e12, 1640e9, 400e9, _DOCS + "v6e"),
+}
+OTHERS = ("gpu", "cpu")
+
+# What libtpu asks of a machine that has TPUs, answered for one that has none; whatever the topology, it is not used for
+# more than being there. Several processes may load it at once, as none of them uses a device.
+_COMPILER_VARIABLES = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices by name.
+
+    Attributes:
+        name: such as 'v5e:4x4'.
+        kind: before the colon, in `CHIPS` or `OTHERS`.
+        shape: of the torus; `(n,)` of GPUs and CPU devices.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def devices(self) -> int:
+        """How many."""
+        return math.prod(self.shape)
+
+    @property
+    def chip(self) -> Chip | None:
+        """What is published of the chip; None of a GPU or CPU, whose make the name does not tell."""
+        return CHIPS.get(self.kind)
+
+
+class TopologyError(Exception):
+    """There is no such topology, or what compiles for it is not installed."""
+
+
+def parse_topology(name: str) -> Topology:
+    """Returns the topology of this name.
+
+    Raises:
+        TopologyError: the name is not KIND:SHAPE with a known kind and as many sides as its torus has.
+
+    Example:
+        >>> parse_topology("v5p:2x2x4").devices
+        16
+    """
+    kind, _, shape = name.strip().lower().partition(":")
+    kinds = (*CHIPS, *OTHERS)
+    if kind not in kinds:
+        raise TopologyError(f"no topology {name!r}: KIND:SHAPE, such as {EXAMPLES}; the kinds are {', '.join(kinds)}")
+    wanted = CHIPS[kind].sides if kind in CHIPS else 1
+    sides = tuple(int(side) for side in shape.split("x")) if re.fullmatch(r"\d+(x\d+)*", shape) else ()
+    if len(sides) != wanted or not all(sides):
+        form = "x".join("ABC"[:wanted]) if kind in CHIPS else "COUNT"
+        raise TopologyError(f"no topology {name!r}: of {kind} it is {kind}:{form}, such as {_example(kind)}")
+    return Topology(f"{kind}:{'x'.join(map(str, sides))}", kind, sides)
+
+
+def tpu_devices(topology: Topology) -> Sequence[jax.Device]:
+    """Returns devices of TPUs that need not be there: programs can be compiled for them, not run.
+
+    JAX is kept to the CPU in this process, so that a TPU which is there remains free.
+
+    Raises:
+        TopologyError: libtpu, which has the compiler, is not installed, or it does not know the topology.
+    """
+    from jax.experimental import topologies
+
+    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
+        raise TopologyError(
+            f"{topology.name}: the TPU compiler is in the package libtpu, which is not installed: "
+            "pip install 'focaljax[tpu]'"
+        )
+    with contextlib.suppress(RuntimeError):  # JAX has started, and if on a TPU, then by the user's own will
+        jax.config.update("jax_platforms", "cpu")
+    for name, value in _COMPILER_VARIABLES.items():
+        os.environ.setdefault(name, value)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        raise TopologyError(
+            f"the TPU compiler has no topology {topology.name!r} ({reason}): try {_example(topology.kind)}"
+        ) from None
+
+
+def _example(kind: str) -> str:
+    return next(example for example in EXAMPLES.split(", ") if example.startswith(kind))
