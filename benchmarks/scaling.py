@@ -33,7 +33,7 @@ def _plan(topology: str, batch: int, *overrides: str) -> list[str]:
     return ["plan", "--config", CONFIG, "--topology", topology, "--batch", str(batch), *overrides]
 
 
-# Name -> arguments of focaljax. Half the batch is compiled too (for the batch that would fit) where that tells something.
+# Name -> arguments of focaljax. Half the batch is compiled too, for the batch that would fit, in LARGEST only.
 CHIPS = {
     f"{topology.replace(':', '_')}": _plan(topology, PER_CHIP * chips, *_BF16, "--nofit")
     for topology, chips in (
@@ -153,8 +153,8 @@ def draw(results: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
 def _table(results: dict[str, dict[str, Any]], plans: dict[str, list[str]], *, by_settings: bool) -> str:
     first = "setting" if by_settings else "chips"
     lines = [
-        f"| {first} | images a step | temporaries GiB | all GiB | of | TFLOP a step, traced (compiler) | sent by a chip "
-        "MiB | ms: arithmetic, memory, links | images/s at most | a chip |",
+        f"| {first} | images a step | temporaries GiB | all GiB | of | TFLOP a step, traced (compiler) | sent by a "
+        "chip, MiB | ms: arithmetic, memory, links | images/s at most | a chip |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in plans:
