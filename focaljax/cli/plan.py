@@ -10,7 +10,8 @@ Usage: focaljax plan --config FILE [--topology NAME] [--batch N] [--config.KEY=V
                         Without it: the dry run, for the devices that are here: shapes, parameters, memory
   --batch N             images in a step of all devices together (default: the config's optim.batch_size)
   --classes N           (default: as many as data.classes names, of `shapes` its own, else COCO's 80)
-  --boxes N             rows for the boxes of an image (default: the config's data.max_boxes, or 100)
+  --boxes N             rows for the boxes of an image (default: the config's data.max_boxes, of `shapes` its own,
+                        else 100)
   --nofit               do not compile for half the batch as well, which the estimate of the largest batch needs
   --search              compile for more batch sizes until the largest that fits is known to an eighth
   --json FILE           write the result with config, command and versions
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     config = load_config(config_arguments)
     topology = _topology(flag_values.topology)
     config.optim.batch_size = flag_values.batch or config.optim.batch_size
-    config.data.max_boxes = flag_values.boxes or config.data.max_boxes or _BOXES
+    config.data.max_boxes = flag_values.boxes or config.data.max_boxes or _most_boxes(config)
     classes = flag_values.classes or _number_of_classes(config)
     target = _target(topology, config)
     _check(config, target.mesh)
@@ -129,14 +130,13 @@ def plan(config: ConfigDict, target: Target, classes: int, *, estimate_fit: bool
     say(step.title())
     if topology is None:
         plan_tables.print_shapes(step.model, config, step.state, step.batch, devices)
-    program = step.compile(images)
-    if isinstance(program, Program) and target.hbm is not None and program.memory is not None:
-        fits: bool | None = program.memory.total <= target.hbm
-    else:
-        fits = None if isinstance(program, Program) else False
+    outcome = step.compile(images)
+    program = outcome if isinstance(outcome, Program) else None
     largest = _largest(step, images, unit, target.hbm, search=search) if estimate_fit or search else None
     chip = topology.chip if topology else None
-    best = roofline(program, chip, config.optim.batch_size) if chip and isinstance(program, Program) else None
+    best = None
+    if chip and program and unit == 1:  # compilers count the body of a loop, which that of accumulation is, once
+        best = roofline(program, chip, config.optim.batch_size)
     result: dict[str, Any] = {
         "title": step.title(),
         "topology": topology.name if topology else None,
@@ -150,10 +150,10 @@ def plan(config: ConfigDict, target: Target, classes: int, *, estimate_fit: bool
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.state)),
         "hbm_bytes": chip.hbm_bytes if chip else None,
         "hbm_for_programs": target.hbm,
-        "fits": fits,
-        "refusal": None if isinstance(program, Program) else str(program).splitlines()[0],
+        "fits": _fits(outcome, target.hbm),
+        "refusal": None if program else str(outcome).splitlines()[0],
         "traced_flops": step.flops,
-        "program": _as_dict(program, target.is_split_only) if isinstance(program, Program) else None,
+        "program": _as_dict(program, target.is_split_only) if program else None,
         "roofline": {**dataclasses.asdict(best), "bound": best.bound} if best else None,
         "largest": largest,
         "versions": _versions(),
@@ -204,12 +204,14 @@ class _Step:
         # Where only the split matters, hardly anything else is done.
         options = {"xla_backend_optimization_level": 0} if self._target.is_split_only else None
         try:
-            program = compile_program(traced.lower(), mesh.size, options)
+            program = compile_program(traced, mesh.size, options)
         except DoesNotFitError as error:
             say(f"  refused: {str(error).splitlines()[0]}")
             self.outcomes[images] = error
         else:
-            say(f"  compiled in {duration(program.seconds)}{plan_tables.in_short(program)}")
+            how = "taken from the compile cache" if program.is_from_cache else "compiled"
+            needs = "" if self._target.is_split_only else plan_tables.in_short(program)
+            say(f"  {how} in {duration(program.seconds)}{needs}")
             self.outcomes[images] = program
         return self.outcomes[images]
 
@@ -232,12 +234,18 @@ def _largest(step: _Step, images: int, unit: int, hbm: int | None, *, search: bo
         return {"images_per_device": estimate, "method": "estimate", "by": by}
 
     def fits(images: int) -> bool:
-        outcome = step.compile(images)
-        return isinstance(outcome, Program) and outcome.memory is not None and outcome.memory.total <= hbm
+        return _fits(step.compile(images), hbm) is True
 
     known = max((count for count, needed in points if needed <= hbm), default=0)
     most, refused = largest_fitting(fits, known, estimate or known, unit)
     return {"images_per_device": most, "method": "compiled", "by": f"{refused} do not fit"}
+
+
+def _fits(outcome: Program | DoesNotFitError, hbm: int | None) -> bool | None:
+    """Returns whether a step fits; None where nothing tells."""
+    if isinstance(outcome, DoesNotFitError):
+        return False
+    return None if hbm is None or outcome.memory is None else outcome.memory.total <= hbm
 
 
 def _points(step: _Step) -> list[tuple[int, int]]:
@@ -269,9 +277,10 @@ def _target(topology: Topology | None, config: ConfigDict) -> Target:
             mesh = meshes.make_mesh(tpu_devices(topology))
         except TopologyError as error:
             raise UsageError(f"--topology: {error}") from None
-        # The compile cache is for programs that will run here.
+        # JAX would write these programs to its compile cache, and cannot read them.
         jax.config.update("jax_enable_compilation_cache", False)
         return Target(mesh, topology, hbm=hbm_for_programs(mesh))
+    _make_cpu_devices(topology.devices)
     if topology.kind == "gpu":
         with contextlib.suppress(RuntimeError):
             gpus = jax.devices("gpu")
@@ -279,20 +288,21 @@ def _target(topology: Topology | None, config: ConfigDict) -> Target:
                 limit = (gpus[0].memory_stats() or {}).get("bytes_limit")
                 return Target(meshes.make_mesh(gpus[: topology.devices]), topology, hbm=limit)
         say(f"note: {_NO_GPU}")
-    return Target(meshes.make_mesh(_cpu_devices(topology)), topology, is_split_only=topology.kind == "gpu")
-
-
-def _cpu_devices(topology: Topology) -> Sequence[jax.Device]:
-    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
-            jax.config.update("jax_num_cpu_devices", topology.devices)
     devices = jax.devices("cpu")
     if len(devices) < topology.devices:
         raise UsageError(
             f"--topology={topology.name}: JAX has {len(devices)} CPU devices here, as XLA_FLAGS or "
             "JAX_NUM_CPU_DEVICES say: unset them"
         )
-    return devices[: topology.devices]
+    mesh = meshes.make_mesh(devices[: topology.devices])
+    return Target(mesh, topology, is_split_only=topology.kind == "gpu")
+
+
+def _make_cpu_devices(count: int) -> None:
+    """Makes so many devices of the CPU, if JAX has not started and nothing else says how many."""
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -304,6 +314,10 @@ def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
         config.eval.batch_size = mesh.size
     build.check_config(config, mesh)
+
+
+def _most_boxes(config: ConfigDict) -> int:
+    return config.data.shapes.objects if config.data.source == "shapes" else _BOXES
 
 
 def _number_of_classes(config: ConfigDict) -> int:

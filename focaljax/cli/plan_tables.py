@@ -90,6 +90,8 @@ def print_result(result: Mapping[str, Any], dtype: str) -> None:
     if program:
         _print_collectives(program["collectives"])
     _print_largest(result)
+    if result["hbm_bytes"] and program and not result["roofline"]:
+        say("no roofline: the compiler counts the operations of one part of the batch only (optim.accumulate)")
     if best := result["roofline"]:
         ms = {name: f"{1e3 * best[name]:.1f} ms" for name in ("compute", "memory", "communication")}
         say(
@@ -173,4 +175,4 @@ def _mib(count: float) -> str:
 
 
 def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f}"
+    return f"{count / 2**30:.3f}"

@@ -11,6 +11,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from focaljax.training.collectives import Collective, collectives_of
+from focaljax.training.programs import cache_hits
 from focaljax.training.topologies import Chip
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -48,6 +49,7 @@ class Program:
         bytes_accessed: likewise, what its operations read and write.
         collectives: by which the devices talk to each other.
         seconds: that compiling took.
+        is_from_cache: it was kept from an earlier run, so that it did not take long.
     """
 
     memory: Memory | None
@@ -55,6 +57,7 @@ class Program:
     bytes_accessed: float
     collectives: tuple[Collective, ...]
     seconds: float
+    is_from_cache: bool = False
 
 
 class DoesNotFitError(Exception):
@@ -76,20 +79,21 @@ def needed_and_available(message: str) -> tuple[int | None, int | None]:
     return int(float(found[1]) * _UNITS[found[2]]), int(float(found[3]) * _UNITS[found[4]])
 
 
-def compile_program(lowered: jax.stages.Lowered, devices: int, options: Mapping[str, Any] | None = None) -> Program:
-    """Returns what the compiler makes of a lowered step.
+def compile_program(traced: jax.stages.Traced, devices: int, options: Mapping[str, Any] | None = None) -> Program:
+    """Returns what the compiler makes of a traced step.
 
     Args:
-        lowered: as `jax.jit(...).lower(...)` gives it.
+        traced: as `jax.jit(...).trace(...)` gives it, also for devices that are not here.
         devices: that it is for.
         options: of the compiler.
 
     Raises:
         DoesNotFitError: it cannot make a program that fits.
     """
-    start = time.perf_counter()
+    hits, start = cache_hits(), time.perf_counter()
+    before = hits[0]
     try:
-        compiled = lowered.compile(compiler_options=dict(options) if options else None)
+        compiled = traced.lower().compile(compiler_options=dict(options) if options else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -102,6 +106,7 @@ def compile_program(lowered: jax.stages.Lowered, devices: int, options: Mapping[
         bytes_accessed=float(cost.get("bytes accessed", math.nan)),
         collectives=collectives_of(compiled.as_text() or "", devices),
         seconds=seconds,
+        is_from_cache=hits[0] > before,
     )
 
 
