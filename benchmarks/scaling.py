@@ -18,6 +18,8 @@ from typing import Any
 
 import command
 
+from focaljax.training.topologies import CHIPS as CHIP_FACTS
+
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "scaling.md"
 PLOT = ROOT / "docs" / "images" / "scaling.png"
@@ -100,6 +102,7 @@ def shown(arguments: Iterable[str]) -> str:
 def tables(results: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Returns the Markdown tables by the name of their mark."""
     return {
+        "facts": _facts(results),
         "chips": _table(results, CHIPS, by_settings=False),
         "largest": _largest(results),
         "settings": _table(results, SETTINGS, by_settings=True),
@@ -150,6 +153,22 @@ def draw(results: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     plt.close(figure)
 
 
+def _facts(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| chip | HBM | of it for programs, as the compiler says | peak, bfloat16 | memory bandwidth | links, one "
+        "direction | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind, chip in CHIP_FACTS.items():
+        said = next((r["hbm_for_programs"] for r in results.values() if r["topology"].startswith(kind)), None)
+        usable = f"{said / 2**30:.2f} GiB" if said else "not asked yet"
+        lines.append(
+            f"| {kind} | {chip.hbm_bytes / 2**30:.0f} GiB | {usable} | {chip.flops / 1e12:.0f} TFLOP/s | "
+            f"{chip.hbm_bandwidth / 1e9:.0f} GB/s | {chip.link_bandwidth / 1e9:.0f} GB/s | [Google]({chip.source}) |"
+        )
+    return "\n".join(lines)
+
+
 def _table(results: dict[str, dict[str, Any]], plans: dict[str, list[str]], *, by_settings: bool) -> str:
     first = "setting" if by_settings else "chips"
     lines = [
@@ -173,13 +192,13 @@ def _numbers(result: dict[str, Any]) -> str:
         return f"does not fit | | {hbm} | {result['traced_flops'] / 1e12:.1f} | | | | "
     memory, best = program["memory"], result["roofline"]
     sent = sum(one["sent_bytes"] for one in program["collectives"]) / 2**20
-    times = ", ".join(f"{1e3 * best[part]:.1f}" for part in ("compute", "memory", "communication"))
     flops = f"{result['traced_flops'] / 1e12:.1f} ({program['flops'] * result['devices'] / 1e12:.1f})"
+    needs = f"{memory['temporaries'] / 2**30:.2f} | {sum(memory.values()) / 2**30:.2f} | {hbm} | {flops} | {sent:.0f}"
+    if best is None:
+        return f"{needs} | | | "
+    times = ", ".join(f"{1e3 * best[part]:.1f}" for part in ("compute", "memory", "communication"))
     speed = best["images_per_second"]
-    return (
-        f"{memory['temporaries'] / 2**30:.2f} | {sum(memory.values()) / 2**30:.2f} | {hbm} | {flops} | {sent:.0f} | "
-        f"{times} | {speed:,.0f} | {speed / result['devices']:.0f}"
-    )
+    return f"{needs} | {times} | {speed:,.0f} | {speed / result['devices']:.0f}"
 
 
 def _largest(results: dict[str, dict[str, Any]]) -> str:
