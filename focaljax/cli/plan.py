@@ -12,7 +12,8 @@ Usage: focaljax plan --config FILE [--topology NAME] [--batch N] [--config.KEY=V
   --classes N           (default: as many as data.classes names, of `shapes` its own, else COCO's 80)
   --boxes N             rows for the boxes of an image (default: the config's data.max_boxes, of `shapes` its own,
                         else 100)
-  --nofit               do not compile for half the batch as well, which the estimate of the largest batch needs
+  --nofit               for a TPU, do not compile for half the batch as well, which the estimate of the largest
+                        batch needs
   --search              compile for more batch sizes until the largest that fits is known to an eighth
   --json FILE           write the result with config, command and versions
 
@@ -105,8 +106,8 @@ def main(arguments: Sequence[str]) -> int:
     classes = flag_values.classes or _number_of_classes(config)
     target = _target(topology, config)
     _check(config, target.mesh)
-    result = plan(config, target, classes, estimate_fit=flag_values.fit and topology is not None,
-                  search=flag_values.search)  # fmt: skip
+    estimate_fit = flag_values.fit and topology is not None and topology.chip is not None
+    result = plan(config, target, classes, estimate_fit=estimate_fit, search=flag_values.search)
     if flag_values.json:
         command = shlex.join(["focaljax", "plan", *arguments])
         _write(pathlib.Path(flag_values.json), {"command": command, **result, "config": config.to_dict()})
@@ -219,6 +220,7 @@ class _Step:
 def _largest(step: _Step, images: int, unit: int, hbm: int | None, *, search: bool) -> dict[str, Any] | None:
     """Returns how many images a device could take, by which method, or None if nothing tells."""
     if hbm is None:
+        say("the largest batch is not looked for: how much memory these devices have is not known")
         return None
     while len(_points(step)) < 2 and images > unit:
         images = max(unit, images // 2 // unit * unit)
@@ -271,7 +273,8 @@ def _target(topology: Topology | None, config: ConfigDict) -> Target:
     """Returns the devices to compile for."""
     if topology is None:
         split_cpu(config.cpu_devices, config.optim.batch_size // max(1, config.optim.accumulate))
-        return Target(meshes.make_mesh(), None)
+        mesh = meshes.make_mesh()
+        return Target(mesh, None, hbm=_memory_limit(mesh.devices.flat[0]))
     if topology.kind in CHIPS:
         try:
             mesh = meshes.make_mesh(tpu_devices(topology))
@@ -285,8 +288,7 @@ def _target(topology: Topology | None, config: ConfigDict) -> Target:
         with contextlib.suppress(RuntimeError):
             gpus = jax.devices("gpu")
             if len(gpus) >= topology.devices:
-                limit = (gpus[0].memory_stats() or {}).get("bytes_limit")
-                return Target(meshes.make_mesh(gpus[: topology.devices]), topology, hbm=limit)
+                return Target(meshes.make_mesh(gpus[: topology.devices]), topology, hbm=_memory_limit(gpus[0]))
         say(f"note: {_NO_GPU}")
     devices = jax.devices("cpu")
     if len(devices) < topology.devices:
@@ -296,6 +298,11 @@ def _target(topology: Topology | None, config: ConfigDict) -> Target:
         )
     mesh = meshes.make_mesh(devices[: topology.devices])
     return Target(mesh, topology, is_split_only=topology.kind == "gpu")
+
+
+def _memory_limit(device: jax.Device) -> int | None:
+    """Returns the bytes that programs can have on a device that is here; None of the CPU, which does not say."""
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _make_cpu_devices(count: int) -> None:
