@@ -26,7 +26,7 @@ PLOT = ROOT / "docs" / "images" / "scaling.png"
 FOLDER = command.RESULTS / "scaling"
 CONFIG = "configs/coco_r50_1x.py"
 PER_CHIP = 8
-COLORS = {"v5e": "#1b5e8c", "v5p": "#b35900", "v6e": "#3a7d44"}
+COLORS = {"v5e": "#1b5e8c", "v5p": "#b35900", "v6e": "#3a7d44", "gpu": "#76448a"}
 
 _BF16 = ("--config.model.dtype=bfloat16",)
 
@@ -48,6 +48,7 @@ CHIPS = {
         ("v5p:4x4x4", 64),
         ("v6e:4x4", 16),
         ("v5p:2x2x4", 16),
+        ("gpu:8", 8),
     )
 }
 _FOUR = ("v5e:2x2", PER_CHIP * 4)
@@ -144,7 +145,7 @@ def draw(results: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     speed.set(xscale="log", yscale="log", title="images/s at most (roofline, an estimate)", xlabel="chips")
     memory.set(xscale="log", title=f"GiB on each chip, {PER_CHIP} images each", xlabel="chips", ylim=(0, None))
     for axis in (speed, memory):
-        axis.set_xticks([4, 16, 64], ["4", "16", "64"])
+        axis.set_xticks([4, 8, 16, 64], ["4", "8", "16", "64"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
@@ -155,16 +156,16 @@ def draw(results: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
 
 def _facts(results: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| chip | HBM | of it for programs, as the compiler says | peak, bfloat16 | memory bandwidth | links, one "
-        "direction | source |",
+        "| chip | HBM | of it for programs | peak, bfloat16 | memory bandwidth | links, one direction | source |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind, chip in CHIP_FACTS.items():
         said = next((r["hbm_for_programs"] for r in results.values() if r["topology"].startswith(kind)), None)
         usable = f"{said / 2**30:.2f} GiB" if said else "not asked yet"
+        bandwidths = f"{chip.hbm_bandwidth / 1e9:.0f} GB/s | {chip.link_bandwidth / 1e9:.0f} GB/s"
         lines.append(
-            f"| {kind} | {chip.hbm_bytes / 2**30:.0f} GiB | {usable} | {chip.flops / 1e12:.0f} TFLOP/s | "
-            f"{chip.hbm_bandwidth / 1e9:.0f} GB/s | {chip.link_bandwidth / 1e9:.0f} GB/s | [Google]({chip.source}) |"
+            f"| {kind} | {chip.hbm_bytes / 2**30:.0f} GiB | {usable} | {chip.flops / 1e12:.0f} TFLOP/s | {bandwidths} | "
+            f"[{chip.name}]({chip.source}) |"
         )
     return "\n".join(lines)
 
@@ -196,7 +197,8 @@ def _numbers(result: dict[str, Any]) -> str:
     needs = f"{memory['temporaries'] / 2**30:.2f} | {sum(memory.values()) / 2**30:.2f} | {hbm} | {flops} | {sent:.0f}"
     if best is None:
         return f"{needs} | | | "
-    times = ", ".join(f"{1e3 * best[part]:.1f}" for part in ("compute", "memory", "communication"))
+    parts = [best[part] for part in ("compute", "memory", "communication")]
+    times = ", ".join("?" if seconds is None else f"{1e3 * seconds:.1f}" for seconds in parts)
     speed = best["images_per_second"]
     return f"{needs} | {times} | {speed:,.0f} | {speed / result['devices']:.0f}"
 

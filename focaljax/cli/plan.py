@@ -5,8 +5,9 @@ Usage: focaljax plan --config FILE [--topology NAME] [--batch N] [--config.KEY=V
   --config FILE         a Python file with get_config(); no data are read
   --config.KEY=VALUE    overrides one setting, e.g. --config.model.remat=true --config.model.dtype=bfloat16
   --topology NAME       v5e:4x4, v5p:2x2x4, v6e:8x8 and so on: compiled by the real TPU compiler, which needs no TPU
-                        but libtpu (pip install 'focaljax[tpu]'); takes minutes. cpu:8: for so many devices of a CPU.
-                        gpu:8: for GPUs that are here, else only split for so many, see below.
+                        but libtpu (pip install 'focaljax[tpu]'); takes minutes. gpu:8: for GPUs that are here,
+                        else for H100s, by the GPU compiler (pip install 'focaljax[cuda]'; see below). cpu:8: for so
+                        many devices of a CPU.
                         Without it: the dry run, for the devices that are here: shapes, parameters, memory
   --batch N             images in a step of all devices together (default: the config's optim.batch_size)
   --classes N           (default: as many as data.classes names, of `shapes` its own, else COCO's 80)
@@ -21,7 +22,8 @@ Prints what a step needs on each chip of its memory and whether that fits, float
 their bytes, the batch that would fit, and a roofline: images/s that published peaks would allow, an estimate from
 above. Memory is in GiB (2^30 bytes), as the compilers have it.
 
-The GPU compiler asks the GPU itself: for gpu:N without N GPUs the step is split for N devices of the CPU, which tells
+Without a GPU its compiler cannot try which of cuDNN's algorithms is the fastest: the scratch space of convolutions is
+not in the temporaries. Where it is not installed, the step is only split for so many devices of the CPU, which tells
 the collectives before the GPU compiler joins them, and what state and batch need; not the temporaries.
 
 Example:
@@ -36,7 +38,7 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,14 +62,19 @@ from focaljax.training.plan import (
     roofline,
     traced_flops,
 )
-from focaljax.training.topologies import CHIPS, OTHERS, Topology, TopologyError, parse_topology, tpu_devices
+from focaljax.training.topologies import KINDS, Topology, TopologyError, gpu_devices, parse_topology, tpu_devices
 
 _COCO_CLASSES = 80
 _BOXES = 100
-_NO_GPU = (
-    "not that many GPUs are here, and the GPU compiler, which comes with focaljax[cuda], asks the GPU itself: the step "
-    "is split for devices of the CPU instead, which tells collectives and arguments, not temporaries"
+# Of a GPU's memory, what JAX takes for programs unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+_SHARE_OF_GPU = 0.75
+_NO_GPU_COMPILER = (
+    "note: the GPU compiler comes with focaljax[cuda], which is not installed: the step is split for devices of the "
+    "CPU instead, which tells collectives and arguments, not temporaries"
 )
+# Choosing fusions of Triton ends the process where there is no GPU to ask (XLA of jax 0.10); cuBLAS takes their place.
+_UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+_NOT_TUNED = "note: for H100s that are not here: without the scratch space that cuDNN takes for convolutions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +86,14 @@ class Target:
         topology: None for the devices that are here.
         is_split_only: the devices stand in for others, whose compiler is not here.
         hbm: bytes that programs can have on each device; None if that is not known.
+        options: of the compiler.
     """
 
     mesh: jax.sharding.Mesh
     topology: Topology | None
     is_split_only: bool = False
     hbm: int | None = None
+    options: Mapping[str, Any] | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -137,7 +146,7 @@ def plan(config: ConfigDict, target: Target, classes: int, *, estimate_fit: bool
     chip = topology.chip if topology else None
     best = None
     if chip and program and unit == 1:  # compilers count the body of a loop, which that of accumulation is, once
-        best = roofline(program, chip, config.optim.batch_size)
+        best = roofline(program, chip, config.optim.batch_size, step.flops / devices)
     result: dict[str, Any] = {
         "title": step.title(),
         "topology": topology.name if topology else None,
@@ -202,10 +211,8 @@ class _Step:
         say(f"compiling the train step for {mesh.size} x {kind}, {images} images each{takes} ...")
         traced = step.trace(self.state, build.example_batch(config))
         self.flops = self.flops or traced_flops(traced.jaxpr)
-        # Where only the split matters, hardly anything else is done.
-        options = {"xla_backend_optimization_level": 0} if self._target.is_split_only else None
         try:
-            program = compile_program(traced, mesh.size, options)
+            program = compile_program(traced, mesh.size, self._target.options)
         except DoesNotFitError as error:
             say(f"  refused: {str(error).splitlines()[0]}")
             self.outcomes[images] = error
@@ -265,7 +272,7 @@ def _topology(name: str) -> Topology | None:
         return parse_topology(name)
     except TopologyError as error:
         kind = name.partition(":")[0].lower()
-        hint = nearest(kind, [*CHIPS, *OTHERS]) if kind not in (*CHIPS, *OTHERS) else ""
+        hint = nearest(kind, KINDS) if kind not in KINDS else ""
         raise UsageError(f"--topology: {error}{hint}") from None
 
 
@@ -275,29 +282,50 @@ def _target(topology: Topology | None, config: ConfigDict) -> Target:
         split_cpu(config.cpu_devices, config.optim.batch_size // max(1, config.optim.accumulate))
         mesh = meshes.make_mesh()
         return Target(mesh, None, hbm=_memory_limit(mesh.devices.flat[0]))
-    if topology.kind in CHIPS:
-        try:
-            mesh = meshes.make_mesh(tpu_devices(topology))
-        except TopologyError as error:
-            raise UsageError(f"--topology: {error}") from None
-        # JAX would write these programs to its compile cache, and cannot read them.
-        jax.config.update("jax_enable_compilation_cache", False)
-        return Target(mesh, topology, hbm=hbm_for_programs(mesh))
+    try:
+        if topology.kind == "gpu":
+            return _gpu_target(topology)
+        if topology.kind == "cpu":
+            return Target(_cpu_mesh(topology), topology)
+        mesh = meshes.make_mesh(tpu_devices(topology))
+    except TopologyError as error:
+        raise UsageError(f"--topology: {error}") from None
+    _keep_no_programs()
+    return Target(mesh, topology, hbm=hbm_for_programs(mesh))
+
+
+def _gpu_target(topology: Topology) -> Target:
     _make_cpu_devices(topology.devices)
-    if topology.kind == "gpu":
-        with contextlib.suppress(RuntimeError):
-            gpus = jax.devices("gpu")
-            if len(gpus) >= topology.devices:
-                return Target(meshes.make_mesh(gpus[: topology.devices]), topology, hbm=_memory_limit(gpus[0]))
-        say(f"note: {_NO_GPU}")
+    gpus = gpu_devices(topology)
+    if gpus is None:
+        say(_NO_GPU_COMPILER)
+        # Only the split matters, hardly anything else is done.
+        options = {"xla_backend_optimization_level": 0}
+        return Target(_cpu_mesh(topology), topology, is_split_only=True, options=options)
+    mesh = meshes.make_mesh(gpus)
+    if gpus[0] in jax.devices():
+        return Target(mesh, topology, hbm=_memory_limit(gpus[0]))
+    say(_NOT_TUNED)
+    _keep_no_programs()
+    assert topology.chip is not None
+    hbm = int(_SHARE_OF_GPU * topology.chip.hbm_bytes)
+    return Target(mesh, topology, hbm=hbm, options=_UNTUNED)
+
+
+def _cpu_mesh(topology: Topology) -> jax.sharding.Mesh:
+    _make_cpu_devices(topology.devices)
     devices = jax.devices("cpu")
     if len(devices) < topology.devices:
         raise UsageError(
             f"--topology={topology.name}: JAX has {len(devices)} CPU devices here, as XLA_FLAGS or "
             "JAX_NUM_CPU_DEVICES say: unset them"
         )
-    mesh = meshes.make_mesh(devices[: topology.devices])
-    return Target(mesh, topology, is_split_only=topology.kind == "gpu")
+    return meshes.make_mesh(devices[: topology.devices])
+
+
+def _keep_no_programs() -> None:
+    """JAX would write programs for devices that are not here to its compile cache, and cannot read them."""
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _memory_limit(device: jax.Device) -> int | None:

@@ -62,6 +62,11 @@ def print_shapes(
     _print(table)
 
 
+def milliseconds(seconds: float | None) -> str:
+    """Returns a time of a roofline."""
+    return "not known" if seconds is None else f"{1e3 * seconds:.1f} ms"
+
+
 def in_short(program: Program) -> str:
     """Returns what a program needs, for the end of a line."""
     return f", {_gib(program.memory.total)} GiB on each device" if program.memory else ""
@@ -90,16 +95,18 @@ def print_result(result: Mapping[str, Any], dtype: str) -> None:
     if program:
         _print_collectives(program["collectives"])
     _print_largest(result)
-    if result["hbm_bytes"] and program and not result["roofline"]:
+    if result["hbm_bytes"] and program and not result["roofline"]:  # of a chip that has one otherwise
         say("no roofline: the compiler counts the operations of one part of the batch only (optim.accumulate)")
     if best := result["roofline"]:
-        ms = {name: f"{1e3 * best[name]:.1f} ms" for name in ("compute", "memory", "communication")}
+        ms = {name: milliseconds(best[name]) for name in ("compute", "memory", "communication")}
         say(
             f"roofline, an ESTIMATE from published peaks which no real step reaches: {best['images_per_second']:,.0f} "
             f"images/s, {best['images_per_second'] / devices:,.1f} a chip; arithmetic {ms['compute']}, memory "
             f"{ms['memory']}, communication {ms['communication']}: bound by {best['bound']}"
         )
-        if dtype == "float32":
+        if dtype == "float32" and result["topology"].startswith("gpu"):
+            say("  (float32 products run as TF32 ones on an H100 at JAX's default precision, at half that peak)")
+        elif dtype == "float32":
             say("  (float32 products run as bfloat16 ones on a TPU at JAX's default precision, at the same peak)")
 
 

@@ -130,34 +130,35 @@ class Roofline:
 
     Attributes:
         compute: seconds for its arithmetic at the peak for bfloat16.
-        memory: seconds to move what its operations read and write.
+        memory: seconds to move what its operations read and write; None where the compiler does not count that.
         communication: seconds to send what its collectives send.
-        images_per_second: of all devices together, if the longest of the three hid the others.
+        images_per_second: of all devices together, if the longest of these hid the others.
     """
 
     compute: float
-    memory: float
+    memory: float | None
     communication: float
     images_per_second: float
 
     @property
     def bound(self) -> str:
         """Which of the three is the longest."""
-        return max(("compute", "memory", "communication"), key=lambda name: getattr(self, name))
+        return max(("compute", "memory", "communication"), key=lambda name: getattr(self, name) or 0.0)
 
 
-def roofline(program: Program, chip: Chip, batch_size: int) -> Roofline:
+def roofline(program: Program, chip: Chip, batch_size: int, flops: float) -> Roofline:
     """Returns the roofline of a step (Williams, Waterman and Patterson 2009, doi 10.1145/1498765.1498785).
 
     Args:
         program: of one device.
         chip: its published peaks.
         batch_size: images in a step of all devices together.
+        flops: of one device as traced, for a compiler that does not count.
     """
-    compute = program.flops / chip.flops
-    memory = program.bytes_accessed / chip.hbm_bandwidth
+    compute = (flops if math.isnan(program.flops) else program.flops) / chip.flops
+    memory = None if math.isnan(program.bytes_accessed) else program.bytes_accessed / chip.hbm_bandwidth
     communication = sum(one.sent_bytes for one in program.collectives) / chip.link_bandwidth
-    return Roofline(compute, memory, communication, batch_size / max(compute, memory, communication))
+    return Roofline(compute, memory, communication, batch_size / max(compute, memory or 0.0, communication))
 
 
 def images_that_fit(points: Sequence[tuple[int, int]], capacity: int, multiple: int = 1) -> int | None:

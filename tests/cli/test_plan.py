@@ -130,16 +130,16 @@ def test_published_config_needs_neither_data_nor_weights(compiled, tpu, capsys):
     assert [images for images, *_ in compiled] == [1]
 
 
-def test_devices_of_the_cpu_and_gpus_that_are_not_there(compiled, tmp_path, capsys):
+def test_devices_of_the_cpu_and_gpus_without_their_compiler(compiled, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(plan, "gpu_devices", lambda topology: None)
     assert planned(tmp_path, "--topology", "cpu:4", "--batch", "8")["is_split_only"] is False
     result = planned(tmp_path, "--topology", "gpu:8")
     assert compiled == [(2, 4, None), (1, 8, {"xla_backend_optimization_level": 0})]
-    shown = capsys.readouterr().out
-    assert "the GPU compiler, which comes with focaljax[cuda], asks the GPU itself" in shown
-    # The CPU's plan for the temporaries says nothing of a GPU's.
+    assert "the GPU compiler comes with focaljax[cuda], which is not installed" in capsys.readouterr().out
+    # The CPU's plan for the temporaries says nothing of a GPU's, and where nothing is known nothing is estimated.
     memory = result["program"]["memory"]
     assert (memory["arguments"], memory["temporaries"]) == (2 * GIB, None)
-    assert (result["hbm_bytes"], result["roofline"], result["fits"]) == (None, None, None)
+    assert (result["hbm_for_programs"], result["largest"], result["fits"]) == (None, None, None)
     assert [one["group"] for one in result["program"]["collectives"]] == [8]
 
 

@@ -1,8 +1,12 @@
 """Plans of a step: the compiler's numbers, arithmetic as traced, rooflines, and the batch that would fit."""
 
+import dataclasses
 import functools
 import importlib.util
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -115,11 +119,15 @@ def test_only_too_little_memory_is_a_refusal():
 def test_roofline_is_the_longest_of_three_times():
     chip = topologies.Chip("chip", 2, 2**30, flops=100.0, hbm_bandwidth=10.0, link_bandwidth=5.0, source="")
     program = plan.Program(None, 400.0, 50.0, (Collective("all-reduce", ("f32",), 1, 20, 4),), 1.0)
-    best = plan.roofline(program, chip, batch_size=8)
+    best = plan.roofline(program, chip, batch_size=8, flops=300.0)
     # 400 / 100, 50 / 10, and 2 * 3/4 * 20 bytes / 5: 8 images in 6 seconds.
     assert (best.compute, best.memory, best.communication) == (4.0, 5.0, 6.0)
     assert best.images_per_second == pytest.approx(8 / 6)
     assert best.bound == "communication"
+    # A compiler that counts nothing: arithmetic as traced, no time for memory.
+    uncounted = dataclasses.replace(program, flops=math.nan, bytes_accessed=math.nan, collectives=())
+    best = plan.roofline(uncounted, chip, batch_size=8, flops=300.0)
+    assert (best.compute, best.memory, best.images_per_second, best.bound) == (3.0, None, 8 / 3, "compute")
 
 
 def test_images_that_fit_lie_on_the_line_through_two_programs():
@@ -154,7 +162,9 @@ def test_largest_batch_is_found_within_an_eighth(limit, guess, multiple):
 def test_topologies_are_named_by_kind_and_shape():
     topology = parse_topology("V5P:2x2x4")
     assert (topology.name, topology.devices, topology.chip) == ("v5p:2x2x4", 16, CHIPS["v5p"])
-    assert parse_topology("gpu:8").chip is None
+    assert parse_topology("cpu:8").chip is None
+    # NVLink inside a host, the network between hosts.
+    assert parse_topology("gpu:8").chip.link_bandwidth > 2 * parse_topology("gpu:16").chip.link_bandwidth
     for name, message in {
         "v5e": "v5e:AxB, such as v5e:4x4",
         "v5e:4": "v5e:AxB",
@@ -191,3 +201,25 @@ def test_tpu_compiler_plans_for_chips_that_are_not_there(monkeypatch):
     assert "all-reduce" in {one.kind for one in program.collectives}
     with pytest.raises(TopologyError, match="v5e:3x3.*try v5e:4x4"):
         topologies.tpu_devices(parse_topology("v5e:3x3"))
+
+
+@pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin")),
+    reason="needs the GPU compiler: pip install 'focaljax[cuda]'",
+)
+def test_gpu_compiler_plans_for_gpus():
+    script = (
+        "import jax, jax.numpy as jnp\n"
+        "from focaljax.training import mesh as meshes, plan, topologies\n"
+        "gpus = topologies.gpu_devices(topologies.parse_topology('gpu:16'))\n"
+        "mesh = meshes.make_mesh(gpus)\n"
+        "put = meshes.replicated(mesh), meshes.split_batch(mesh)\n"
+        "step = jax.jit(lambda w, x: jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w), in_shardings=put)\n"
+        "shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((128, 256), (64, 128))]\n"
+        "program = plan.compile_program(step.trace(*shapes), 16, {'xla_gpu_enable_triton_gemm': False})\n"
+        "print(program.memory.total > 0, {one.group for one in program.collectives})\n"
+    )
+    # A process of its own: the tests' JAX is bound to the CPU.
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    answer = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert answer.stdout == "True {16}\n", answer.stderr
