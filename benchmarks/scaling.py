@@ -162,9 +162,10 @@ def _facts(results: dict[str, dict[str, Any]]) -> str:
     for kind, chip in CHIP_FACTS.items():
         said = next((r["hbm_for_programs"] for r in results.values() if r["topology"].startswith(kind)), None)
         usable = f"{said / 2**30:.2f} GiB" if said else "not asked yet"
+        peak = f"{chip.flops / 1e12:.0f} TFLOP/s"
         bandwidths = f"{chip.hbm_bandwidth / 1e9:.0f} GB/s | {chip.link_bandwidth / 1e9:.0f} GB/s"
         lines.append(
-            f"| {kind} | {chip.hbm_bytes / 2**30:.0f} GiB | {usable} | {chip.flops / 1e12:.0f} TFLOP/s | {bandwidths} | "
+            f"| {kind} | {chip.hbm_bytes / 2**30:.0f} GiB | {usable} | {peak} | {bandwidths} | "
             f"[{chip.name}]({chip.source}) |"
         )
     return "\n".join(lines)
