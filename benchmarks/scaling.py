@@ -51,17 +51,24 @@ CHIPS = {
         ("gpu:8", 8),
     )
 }
-_FOUR = ("v5e:2x2", PER_CHIP * 4)
-SETTINGS = {
-    "v5e_2x2": CHIPS["v5e_2x2"],
-    "v5e_2x2_remat": _plan(*_FOUR, *_BF16, "--config.model.remat=true", "--nofit"),
-    "v5e_2x2_float32": _plan(*_FOUR, "--nofit"),
-    "v5e_2x2_float32_remat": _plan(*_FOUR, "--config.model.remat=true", "--nofit"),
-    "v5e_2x2_accumulate": _plan(*_FOUR, *_BF16, "--config.optim.accumulate=2", "--nofit"),
-    "v5e_2x2_float32_accumulate": _plan(*_FOUR, "--config.optim.accumulate=2", "--nofit"),
-}
-LARGEST = {"v5e_4x4_256": _plan("v5e:4x4", 256, *_BF16)}
-PLANS = {**CHIPS, **LARGEST, **SETTINGS}
+_REMAT, _ACCUMULATE = "--config.model.remat=true", "--config.optim.accumulate=2"
+
+
+def _settings(topology: str, devices: int) -> dict[str, list[str]]:
+    name, batch = topology.replace(":", "_"), PER_CHIP * devices
+    return {
+        name: CHIPS[name],
+        f"{name}_remat": _plan(topology, batch, *_BF16, _REMAT, "--nofit"),
+        f"{name}_accumulate": _plan(topology, batch, *_BF16, _ACCUMULATE, "--nofit"),
+        f"{name}_float32": _plan(topology, batch, "--nofit"),
+        f"{name}_float32_remat": _plan(topology, batch, _REMAT, "--nofit"),
+        f"{name}_float32_accumulate": _plan(topology, batch, _ACCUMULATE, "--nofit"),
+    }
+
+
+SETTINGS, SETTINGS_GPU = _settings("v5e:2x2", 4), _settings("gpu:8", 8)
+LARGEST = {"v5e_4x4_256": _plan("v5e:4x4", 256, *_BF16), "gpu_8_128": _plan("gpu:8", 128, *_BF16)}
+PLANS = {**CHIPS, **LARGEST, **SETTINGS, **SETTINGS_GPU}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -107,6 +114,7 @@ def tables(results: dict[str, dict[str, Any]]) -> dict[str, str]:
         "chips": _table(results, CHIPS, by_settings=False),
         "largest": _largest(results),
         "settings": _table(results, SETTINGS, by_settings=True),
+        "settings of GPUs": _table(results, SETTINGS_GPU, by_settings=True),
         "commands": "\n".join(["```sh", *dict.fromkeys(shown(PLANS[name]) for name in PLANS), "```"]),
         "versions": _versions(results),
     }
