@@ -207,7 +207,7 @@ class _Step:
         config.optim.batch_size = images * mesh.size
         step: Any = build.compiled_train_step(config, self.model, self._optimizer, self._schedule, mesh)
         kind = mesh.devices.flat[0].device_kind
-        takes = ", which takes minutes" if self._target.topology and self._target.topology.chip else ""
+        takes = ", which takes minutes" if self._target.mesh.devices.flat[0].platform == "tpu" else ""
         say(f"compiling the train step for {mesh.size} x {kind}, {images} images each{takes} ...")
         traced = step.trace(self.state, build.example_batch(config))
         self.flops = self.flops or traced_flops(traced.jaxpr)
