@@ -202,7 +202,8 @@ def _numbers(result: dict[str, Any]) -> str:
         return f"does not fit | | {hbm} | {result['traced_flops'] / 1e12:.1f} | | | | "
     memory, best = program["memory"], result["roofline"]
     sent = sum(one["sent_bytes"] for one in program["collectives"]) / 2**20
-    flops = f"{result['traced_flops'] / 1e12:.1f} ({program['flops'] * result['devices'] / 1e12:.1f})"
+    counted = "?" if program["flops"] is None else f"{program['flops'] * result['devices'] / 1e12:.1f}"
+    flops = f"{result['traced_flops'] / 1e12:.1f} ({counted})"
     needs = f"{memory['temporaries'] / 2**30:.2f} | {sum(memory.values()) / 2**30:.2f} | {hbm} | {flops} | {sent:.0f}"
     if best is None:
         return f"{needs} | | | "
