@@ -146,7 +146,8 @@ def plan(config: ConfigDict, target: Target, classes: int, *, estimate_fit: bool
     chip = topology.chip if topology else None
     best = None
     if chip and program and unit == 1:  # compilers count the body of a loop, which that of accumulation is, once
-        best = roofline(program, chip, config.optim.batch_size, step.flops / devices)
+        is_float32 = config.model.dtype == "float32"
+        best = roofline(program, chip, config.optim.batch_size, step.flops / devices, is_float32=is_float32)
     result: dict[str, Any] = {
         "title": step.title(),
         "topology": topology.name if topology else None,
@@ -375,7 +376,7 @@ def _as_dict(program: Program, is_split_only: bool) -> dict[str, Any]:
 
 def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
-    for name in ("focaljax", "jax", "jaxlib", "libtpu", "flax"):
+    for name in ("focaljax", "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

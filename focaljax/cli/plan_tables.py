@@ -105,9 +105,9 @@ def print_result(result: Mapping[str, Any], dtype: str) -> None:
             f"{ms['memory']}, communication {ms['communication']}: bound by {best['bound']}"
         )
         if dtype == "float32" and result["topology"].startswith("gpu"):
-            say("  (float32 products run as TF32 ones on an H100 at JAX's default precision, at half that peak)")
+            say("  (at the peak for TF32, as which JAX multiplies float32 on a GPU by default)")
         elif dtype == "float32":
-            say("  (float32 products run as bfloat16 ones on a TPU at JAX's default precision, at the same peak)")
+            say("  (at the peak for bfloat16, as which JAX multiplies float32 on a TPU by default)")
 
 
 def _memory_table(result: Mapping[str, Any]) -> rich.table.Table:

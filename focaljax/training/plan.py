@@ -129,7 +129,7 @@ class Roofline:
     """The least time that a step can take on a chip, from published peaks: an estimate, which no real step reaches.
 
     Attributes:
-        compute: seconds for its arithmetic at the peak for bfloat16.
+        compute: seconds for its arithmetic at the peak for its type.
         memory: seconds to move what its operations read and write; None where the compiler does not count that.
         communication: seconds to send what its collectives send.
         images_per_second: of all devices together, if the longest of these hid the others.
@@ -146,7 +146,7 @@ class Roofline:
         return max(("compute", "memory", "communication"), key=lambda name: getattr(self, name) or 0.0)
 
 
-def roofline(program: Program, chip: Chip, batch_size: int, flops: float) -> Roofline:
+def roofline(program: Program, chip: Chip, batch_size: int, flops: float, *, is_float32: bool = False) -> Roofline:
     """Returns the roofline of a step (Williams, Waterman and Patterson 2009, doi 10.1145/1498765.1498785).
 
     Args:
@@ -154,8 +154,10 @@ def roofline(program: Program, chip: Chip, batch_size: int, flops: float) -> Roo
         chip: its published peaks.
         batch_size: images in a step of all devices together.
         flops: of one device as traced, for a compiler that does not count.
+        is_float32: of the activations; else bfloat16.
     """
-    compute = (flops if math.isnan(program.flops) else program.flops) / chip.flops
+    peak = chip.float32_flops if is_float32 else chip.flops
+    compute = (flops if math.isnan(program.flops) else program.flops) / peak
     memory = None if math.isnan(program.bytes_accessed) else program.bytes_accessed / chip.hbm_bandwidth
     communication = sum(one.sent_bytes for one in program.collectives) / chip.link_bandwidth
     return Roofline(compute, memory, communication, batch_size / max(compute, memory or 0.0, communication))

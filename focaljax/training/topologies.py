@@ -25,6 +25,7 @@ class Chip:
         sides: of its topologies: 2 for a torus of two dimensions, 1 where devices are only counted.
         hbm_bytes: memory; programs get a little less, see `hbm_for_programs`.
         flops: a second, the peak for products of bfloat16.
+        float32_flops: likewise of float32, as JAX multiplies them by default: on a TPU as bfloat16, on a GPU as TF32.
         hbm_bandwidth: bytes a second.
         link_bandwidth: bytes a second that a chip can send to others over all of its links, half of the published
             number for both directions. A TPU slice without wrap-around links, such as 2x2, does not use all of them.
@@ -35,6 +36,7 @@ class Chip:
     sides: int
     hbm_bytes: int
     flops: float
+    float32_flops: float
     hbm_bandwidth: float
     link_bandwidth: float
     source: str
@@ -43,11 +45,11 @@ class Chip:
 # Peak, memory and its bandwidth from the tables 'key specifications' of Google's pages; 1600, 4800 and 3200 Gbit/s of
 # links. The pages give v5e's and v6e's memory bandwidth as 819 and 1640 or, rounded, as 800 and 1600 GB/s.
 CHIPS = {
-    "v5e": Chip("TPU v5e", 2, 16 * _GIB, 197e12, 819e9, 200e9, _DOCS + "v5e"),
-    "v5p": Chip("TPU v5p", 3, 95 * _GIB, 459e12, 2765e9, 600e9, _DOCS + "v5p"),
-    "v6e": Chip("TPU v6e", 2, 32 * _GIB, 918e12, 1640e9, 400e9, _DOCS + "v6e"),
-    # Its data sheet: dense bfloat16, NVLink 900 GB/s. Memory is what the driver shows.
-    "gpu": Chip("NVIDIA H100 SXM", 1, 84_942_979_072, 989.4e12, 3350e9, 450e9, "https://www.nvidia.com/h100"),
+    "v5e": Chip("TPU v5e", 2, 16 * _GIB, 197e12, 197e12, 819e9, 200e9, _DOCS + "v5e"),
+    "v5p": Chip("TPU v5p", 3, 95 * _GIB, 459e12, 459e12, 2765e9, 600e9, _DOCS + "v5p"),
+    "v6e": Chip("TPU v6e", 2, 32 * _GIB, 918e12, 918e12, 1640e9, 400e9, _DOCS + "v6e"),
+    # Its data sheet: dense bfloat16 and TF32, NVLink 900 GB/s. Memory is what the driver shows.
+    "gpu": Chip("NVIDIA H100 SXM", 1, 84_942_979_072, 989.4e12, 494.7e12, 3350e9, 450e9, "https://www.nvidia.com/h100"),
 }
 KINDS = (*CHIPS, "cpu")
 
