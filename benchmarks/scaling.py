@@ -207,8 +207,7 @@ def _numbers(result: dict[str, Any]) -> str:
     needs = f"{memory['temporaries'] / 2**30:.2f} | {sum(memory.values()) / 2**30:.2f} | {hbm} | {flops} | {sent:.0f}"
     if best is None:
         return f"{needs} | | | "
-    parts = [best[part] for part in ("compute", "memory", "communication")]
-    times = ", ".join("?" if seconds is None else f"{1e3 * seconds:.1f}" for seconds in parts)
+    times = ", ".join(f"{1e3 * best[part]:.1f}" for part in ("compute", "memory", "communication"))
     speed = best["images_per_second"]
     return f"{needs} | {times} | {speed:,.0f} | {speed / result['devices']:.0f}"
 

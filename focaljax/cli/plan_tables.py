@@ -62,11 +62,6 @@ def print_shapes(
     _print(table)
 
 
-def milliseconds(seconds: float | None) -> str:
-    """Returns a time of a roofline."""
-    return "not known" if seconds is None else f"{1e3 * seconds:.1f} ms"
-
-
 def in_short(program: Program) -> str:
     """Returns what a program needs, for the end of a line."""
     return f", {_gib(program.memory.total)} GiB on each device" if program.memory else ""
@@ -98,9 +93,9 @@ def print_result(result: Mapping[str, Any], dtype: str) -> None:
     if result["hbm_bytes"] and program and not result["roofline"]:  # of a chip that has one otherwise
         say("no roofline: the compiler counts the operations of one part of the batch only (optim.accumulate)")
     if best := result["roofline"]:
-        ms = {name: milliseconds(best[name]) for name in ("compute", "memory", "communication")}
+        ms = {name: f"{1e3 * best[name]:.1f} ms" for name in ("compute", "memory", "communication")}
         say(
-            f"roofline, an ESTIMATE from published peaks which no real step reaches: {best['images_per_second']:,.0f} "
+            f"roofline, an ESTIMATE from published peaks, from above: {best['images_per_second']:,.0f} "
             f"images/s, {best['images_per_second'] / devices:,.1f} a chip; arithmetic {ms['compute']}, memory "
             f"{ms['memory']}, communication {ms['communication']}: bound by {best['bound']}"
         )

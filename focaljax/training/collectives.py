@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+
+from focaljax.training.hlo import Instruction, Text
 
 KINDS = (
     "all-reduce",
@@ -14,17 +15,6 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}  # others have their bits in their name
-_COMPUTATION = re.compile(r"^\s*(ENTRY\s+)?%?([\w.\-]+)\s*\(.*\)\s*->.*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT\s+)?%?[\w.\-]+\s*=\s*(.*)$")
-_OPCODE = re.compile(rf"\s({'|'.join(KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-# Of an instruction, the computations that it runs; those of a reduction (to_apply) have no collectives.
-_CALLS = re.compile(r"\b(?:calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_CALL = re.compile(r"\scall\(.*\bto_apply=%?([\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"\}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,72 +48,41 @@ class Collective:
         return self.count * self.bytes * factors.get(self.kind, share)
 
 
-def collectives_of(text: str, devices: int) -> tuple[Collective, ...]:
+def collectives_of(program: Text, devices: int) -> tuple[Collective, ...]:
     """Returns the collectives that one step runs, in the order of the text.
 
     What a loop runs is counted as often as the loop turns, where the compiler knows that.
 
     Args:
-        text: of a compiled program, as `Compiled.as_text()` gives it.
+        program: its text, read.
         devices: of the program, for exchanges among all of them.
 
     Example:
+        >>> from focaljax.training.hlo import parse
         >>> text = '''ENTRY %main (p: f32[8]) -> f32[8] {
         ...   ROOT %r = f32[8]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%add
         ... }'''
-        >>> collectives_of(text, devices=4)
+        >>> collectives_of(parse(text), devices=4)
         (Collective(kind='all-reduce', dtypes=('f32',), count=1, bytes=32, group=2),)
     """
-    computations, entry = _computations(text)
-    return tuple(_run(computations, entry, 1, devices))
+    return tuple(
+        _collective(instruction, times, devices)
+        for instruction, _, times in program.run(into_fusions=True)
+        if instruction.opcode.removesuffix("-start") in KINDS
+    )
 
 
-def _run(computations: Mapping[str, list[str]], name: str, times: int, devices: int) -> Iterator[Collective]:
-    for instruction in computations.get(name, ()):
-        if opcode := _OPCODE.search(instruction):
-            yield _collective(instruction, opcode, times, devices)
-            continue
-        called = _CALLS.findall(instruction) + _CALL.findall(instruction)
-        if branches := _BRANCHES.search(instruction):
-            called += [branch.strip().lstrip("%") for branch in branches[1].split(",")]
-        turns = _TRIPS.search(instruction) if " while(" in instruction else None
-        for other in called:
-            yield from _run(computations, other, times * int(turns[1]) if turns else times, devices)
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Returns the instructions of every computation by its name, without their results' names, and the entry's name."""
-    computations: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            current = computations.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif line.strip() == "}":
-            current = None
-        elif current is not None and (instruction := _INSTRUCTION.match(line)):
-            current.append(instruction[1])
-    return computations, entry
-
-
-def _collective(instruction: str, opcode: re.Match[str], times: int, devices: int) -> Collective:
-    kind, is_start = opcode[1], opcode[2] is not None
-    result = instruction[: opcode.start()]
-    arrays = [(dtype, _array_bytes(dtype, shape)) for dtype, shape in _ARRAY.findall(result)]
-    if is_start and kind != "all-reduce":
+def _collective(instruction: Instruction, times: int, devices: int) -> Collective:
+    kind = instruction.opcode.removesuffix("-start")
+    arrays = instruction.arrays
+    if instruction.opcode != kind and kind != "all-reduce":
         # A started exchange gives its operands, its results and two words of context: the results are its second half.
-        arrays = [array for array in arrays if not (array[0] == "u32" and array[1] <= 4)]
+        arrays = tuple(array for array in arrays if not (array.dtype == "u32" and array.bytes <= 4))
         arrays = arrays[len(arrays) // 2 :]
-    group = _group_size(instruction, devices)
-    total = sum(size for _, size in arrays) * (group if kind == "reduce-scatter" else 1)
-    dtypes = tuple(sorted({dtype for dtype, _ in arrays}))
+    group = _group_size(instruction.text, devices)
+    total = sum(array.bytes for array in arrays) * (group if kind == "reduce-scatter" else 1)
+    dtypes = tuple(sorted({array.dtype for array in arrays}))
     return Collective(kind=kind, dtypes=dtypes, count=times, bytes=math.ceil(total), group=group)
-
-
-def _array_bytes(dtype: str, shape: str) -> float:
-    bits = re.match(r"[a-z]+(\d+)", dtype)
-    size = _BYTES.get(dtype, int(bits[1]) / 8 if bits else 0)
-    return size * math.prod(int(side) for side in shape.split(",") if side)
 
 
 def _group_size(instruction: str, devices: int) -> int:

@@ -11,8 +11,10 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from focaljax.training.collectives import Collective, collectives_of
+from focaljax.training.hlo import parse
 from focaljax.training.programs import cache_hits
 from focaljax.training.topologies import Chip
+from focaljax.training.traffic import memory_traffic
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -46,7 +48,8 @@ class Program:
     Attributes:
         memory: None where the compiler does not tell.
         flops: on each device in a step, by the compiler's count of the program that it made; NaN if it has none.
-        bytes_accessed: likewise, what its operations read and write.
+        bytes_accessed: likewise, what its operations read and write, wherever that lies.
+        traffic: bytes between the device and its large memory, an estimate, see `memory_traffic`; 0 if not known.
         collectives: by which the devices talk to each other.
         seconds: that compiling took.
         is_from_cache: it was kept from an earlier run, so that it did not take long.
@@ -55,6 +58,7 @@ class Program:
     memory: Memory | None
     flops: float
     bytes_accessed: float
+    traffic: float
     collectives: tuple[Collective, ...]
     seconds: float
     is_from_cache: bool = False
@@ -99,12 +103,13 @@ def compile_program(traced: jax.stages.Traced, devices: int, options: Mapping[st
             raise
         raise DoesNotFitError(str(error)) from None
     seconds = time.perf_counter() - start
-    cost = compiled.cost_analysis() or {}
+    cost, text = compiled.cost_analysis() or {}, parse(compiled.as_text() or "")
     return Program(
         memory=_memory(compiled.memory_analysis()),
         flops=float(cost.get("flops", math.nan)),
         bytes_accessed=float(cost.get("bytes accessed", math.nan)),
-        collectives=collectives_of(compiled.as_text() or "", devices),
+        traffic=memory_traffic(text),
+        collectives=collectives_of(text, devices),
         seconds=seconds,
         is_from_cache=hits[0] > before,
     )
@@ -126,24 +131,24 @@ def hbm_for_programs(mesh: jax.sharding.Mesh) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least time that a step can take on a chip, from published peaks: an estimate, which no real step reaches.
+    """The least time that a step can take on a chip, from published peaks: an estimate.
 
     Attributes:
         compute: seconds for its arithmetic at the peak for its type.
-        memory: seconds to move what its operations read and write; None where the compiler does not count that.
+        memory: seconds to move what the program reads from and writes to the large memory.
         communication: seconds to send what its collectives send.
         images_per_second: of all devices together, if the longest of these hid the others.
     """
 
     compute: float
-    memory: float | None
+    memory: float
     communication: float
     images_per_second: float
 
     @property
     def bound(self) -> str:
         """Which of the three is the longest."""
-        return max(("compute", "memory", "communication"), key=lambda name: getattr(self, name) or 0.0)
+        return max(("compute", "memory", "communication"), key=lambda name: getattr(self, name))
 
 
 def roofline(program: Program, chip: Chip, batch_size: int, flops: float, *, is_float32: bool = False) -> Roofline:
@@ -158,9 +163,9 @@ def roofline(program: Program, chip: Chip, batch_size: int, flops: float, *, is_
     """
     peak = chip.float32_flops if is_float32 else chip.flops
     compute = (flops if math.isnan(program.flops) else program.flops) / peak
-    memory = None if math.isnan(program.bytes_accessed) else program.bytes_accessed / chip.hbm_bandwidth
+    memory = program.traffic / chip.hbm_bandwidth
     communication = sum(one.sent_bytes for one in program.collectives) / chip.link_bandwidth
-    return Roofline(compute, memory, communication, batch_size / max(compute, memory or 0.0, communication))
+    return Roofline(compute, memory, communication, batch_size / max(compute, memory, communication))
 
 
 def images_that_fit(points: Sequence[tuple[int, int]], capacity: int, multiple: int = 1) -> int | None:

@@ -59,7 +59,7 @@ def compiled(monkeypatch):
         if images > 12:
             raise DoesNotFitError(TOO_LARGE)
         collectives = (Collective("all-reduce", ("bf16",), 1, 2**20, devices),)
-        return Program(Memory(2 * GIB, images * GIB, 0, 0), 1e12, 1e9, collectives, 60.0)
+        return Program(Memory(2 * GIB, images * GIB, 0, 0), 1e12, 3e9, 1e9, collectives, 60.0)
 
     monkeypatch.setattr(plan, "compile_program", compile_program)
     return asked

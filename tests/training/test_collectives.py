@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from focaljax.training import collectives
 from focaljax.training import mesh as meshes
-from focaljax.training.collectives import Collective, collectives_of
+from focaljax.training.collectives import Collective
+from focaljax.training.hlo import parse
+
+
+def collectives_of(text, devices):
+    return collectives.collectives_of(parse(text), devices)
 
 
 def entry(*lines, others=""):

@@ -118,17 +118,17 @@ def test_only_too_little_memory_is_a_refusal():
 
 def test_roofline_is_the_longest_of_three_times():
     chip = topologies.Chip("chip", 2, 2**30, 100.0, 50.0, hbm_bandwidth=10.0, link_bandwidth=5.0, source="")
-    program = plan.Program(None, 400.0, 50.0, (Collective("all-reduce", ("f32",), 1, 20, 4),), 1.0)
+    program = plan.Program(None, 400.0, 70.0, 50.0, (Collective("all-reduce", ("f32",), 1, 20, 4),), 1.0)
     best = plan.roofline(program, chip, batch_size=8, flops=300.0)
     # 400 / 100, 50 / 10, and 2 * 3/4 * 20 bytes / 5: 8 images in 6 seconds.
     assert (best.compute, best.memory, best.communication) == (4.0, 5.0, 6.0)
     assert best.images_per_second == pytest.approx(8 / 6)
     assert best.bound == "communication"
     assert plan.roofline(program, chip, batch_size=8, flops=300.0, is_float32=True).compute == 8.0
-    # A compiler that counts nothing: arithmetic as traced, no time for memory.
-    uncounted = dataclasses.replace(program, flops=math.nan, bytes_accessed=math.nan, collectives=())
+    # A compiler that counts nothing: arithmetic as traced.
+    uncounted = dataclasses.replace(program, flops=math.nan, traffic=20.0, collectives=())
     best = plan.roofline(uncounted, chip, batch_size=8, flops=300.0)
-    assert (best.compute, best.memory, best.images_per_second, best.bound) == (3.0, None, 8 / 3, "compute")
+    assert (best.compute, best.images_per_second, best.bound) == (3.0, 8 / 3, "compute")
 
 
 def test_images_that_fit_lie_on_the_line_through_two_programs():
