@@ -115,6 +115,7 @@ def tables(results: dict[str, dict[str, Any]]) -> dict[str, str]:
         "largest": _largest(results),
         "settings": _table(results, SETTINGS, by_settings=True),
         "settings of GPUs": _table(results, SETTINGS_GPU, by_settings=True),
+        "traffic": _traffic(results),
         "commands": "\n".join(["```sh", *dict.fromkeys(shown(PLANS[name]) for name in PLANS), "```"]),
         "versions": _versions(results),
     }
@@ -222,6 +223,17 @@ def _largest(results: dict[str, dict[str, Any]]) -> str:
         images, chips = largest["images_per_device"], results[name]["devices"]
         how = f"an estimate by {largest['by']}" if largest["method"] == "estimate" else f"compiled; {largest['by']}"
         lines.append(f"`{shown(arguments)}`: {images} images a chip, {images * chips} a step ({how}).")
+    return "\n".join(lines)
+
+
+def _traffic(results: dict[str, dict[str, Any]]) -> str:
+    lines = ["| | GB a step and chip, of the text | `bytes accessed` |", "|---|---|---|"]
+    for name in CHIPS:
+        program = results.get(name, {}).get("program")
+        if program and program["bytes_accessed"]:
+            lines.append(
+                f"| {_topology(name)} | {program['traffic'] / 1e9:.1f} | {program['bytes_accessed'] / 1e9:.1f} |"
+            )
     return "\n".join(lines)
 
 

@@ -29,6 +29,8 @@ def result(topology, devices, images=8, **changes):
         "program": {
             "memory": {"arguments": GIB, "temporaries": 2 * GIB, "output": 0, "code": GIB // 2},
             "flops": 1.5e12,
+            "traffic": 2e10,
+            "bytes_accessed": 6e10,
             "collectives": [collective],
         },
         "roofline": {"compute": 0.01, "memory": 0.02, "communication": 0.001, "images_per_second": 400.0 * devices},
@@ -76,6 +78,7 @@ def test_tables_hold_what_the_plans_found(scaling, results):
     assert "does not fit" in settings["float32"]
     assert "1,600" not in settings["bfloat16, `optim.accumulate=2`"]
     assert {line.count("|") for line in (*rows.values(), *settings.values())} == {11}
+    assert "| v5e:2x2 | 20.0 | 60.0 |" in tables["traffic"]
     assert "40 images a chip, 640 a step (an estimate by the line)" in tables["largest"]
     assert "| v5e | 16 GiB | 15.75 GiB | 197 TFLOP/s | 819 GB/s | 200 GB/s |" in tables["facts"]
     assert tables["versions"] == "jax 0.10"
