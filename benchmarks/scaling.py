@@ -154,6 +154,7 @@ def draw(results: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     speed.set(xscale="log", yscale="log", title="images/s at most (roofline, an estimate)", xlabel="chips")
     memory.set(xscale="log", title=f"GiB on each chip, {PER_CHIP} images each", xlabel="chips", ylim=(0, None))
     for axis in (speed, memory):
+        axis.set_xlim(3, 85)
         axis.set_xticks([4, 8, 16, 64], ["4", "8", "16", "64"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -214,15 +215,14 @@ def _numbers(result: dict[str, Any]) -> str:
 
 
 def _largest(results: dict[str, dict[str, Any]]) -> str:
-    lines = []
-    for name, arguments in LARGEST.items():
+    lines = [_table(results, LARGEST, by_settings=False), ""]
+    for name in LARGEST:
         largest = results.get(name, {}).get("largest")
         if largest is None:
-            lines.append(f"`{shown(arguments)}`: not compiled yet.")
             continue
         images, chips = largest["images_per_device"], results[name]["devices"]
         how = f"an estimate by {largest['by']}" if largest["method"] == "estimate" else f"compiled; {largest['by']}"
-        lines.append(f"`{shown(arguments)}`: {images} images a chip, {images * chips} a step ({how}).")
+        lines.append(f"- {_topology(name)}: {images} images a chip, {images * chips} a step ({how}).")
     return "\n".join(lines)
 
 
@@ -230,7 +230,7 @@ def _traffic(results: dict[str, dict[str, Any]]) -> str:
     lines = ["| | GB a step and chip, of the text | `bytes accessed` |", "|---|---|---|"]
     for name in CHIPS:
         program = results.get(name, {}).get("program")
-        if program and program["bytes_accessed"]:
+        if program and program["bytes_accessed"] and program["traffic"]:
             lines.append(
                 f"| {_topology(name)} | {program['traffic'] / 1e9:.1f} | {program['bytes_accessed'] / 1e9:.1f} |"
             )
@@ -238,7 +238,7 @@ def _traffic(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _topology(name: str) -> str:
-    kind, shape = name.split("_")
+    kind, shape, *_ = name.split("_")
     return f"{kind}:{shape}"
 
 
