@@ -321,9 +321,9 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         model = make_model(config, num_classes=1)
         step = compiled_train_step(config, model, optimizer, schedule, mesh)
         state = jax.eval_shape(initial_state(config, model, optimizer, mesh))
-        jax.eval_shape(step, state, _example_batch(config))
+        jax.eval_shape(step, state, example_batch(config))
         jax.eval_shape(
-            compiled_predict_step(config, model, mesh), state.variables(), _example_batch(config, ("image", "size"))
+            compiled_predict_step(config, model, mesh), state.variables(), example_batch(config, ("image", "size"))
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"config: {error}") from None
@@ -344,7 +344,8 @@ def report_data(source: Source, split: str, workdir: pathlib.Path | None = None)
         say(f"  all {len(findings)} findings: {path}")
 
 
-def _example_batch(config: ConfigDict, keys: tuple[str, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:
+def example_batch(config: ConfigDict, keys: tuple[str, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and types of a training batch of all devices together, or of those entries of it."""
     B, (height, width) = config.optim.batch_size, config.data.image_size
     N = config.data.max_boxes or 8
     shapes = {

@@ -67,7 +67,7 @@ class ProgramPerShape:
         return self._programs[shapes](state, batch)
 
     def _compile(self, state: Any, batch: Any) -> Any:
-        hits, start = _cache_hits(), time.perf_counter()
+        hits, start = cache_hits(), time.perf_counter()
         before = hits[0]
         program = self._step.lower(state, batch).compile()
         self._on_compile(
@@ -93,7 +93,7 @@ def _device_bytes(program: Any) -> int | None:
 
 
 @functools.cache
-def _cache_hits() -> list[int]:
+def cache_hits() -> list[int]:
     """Returns a list of one number, the hits of the compile cache so far since the first call."""
     hits = [0]
 

@@ -84,7 +84,7 @@ def test_settings_that_save_memory_reach_the_step_and_leave_the_state_in_float32
     state = jax.eval_shape(build.initial_state(config, model, optimizer, mesh))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     step = build.compiled_train_step(config, model, optimizer, schedule, mesh)
-    jaxpr = str(jax.make_jaxpr(step)(state, build._example_batch(config)))
+    jaxpr = str(jax.make_jaxpr(step)(state, build.example_batch(config)))
     # A scan over 4 parts of 2 images, blocks computed anew, activations in half the bytes.
     assert "length=4" in jaxpr
     assert "checkpoint" in jaxpr or "remat" in jaxpr

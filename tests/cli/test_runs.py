@@ -73,7 +73,7 @@ def test_train_step_gives_the_state_back_in_the_place_of_the_old_one(tiny):
     optimizer, schedule = build.make_optimizer_and_schedule(config)
     state = build.initial_state(config, model, optimizer, mesh)()
     step = build.compiled_train_step(config, model, optimizer, schedule, mesh)
-    memory = step.lower(state, build._example_batch(config)).compile().memory_analysis()
+    memory = step.lower(state, build.example_batch(config)).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 

@@ -1,0 +1,390 @@
+"""focaljax plan: memory, arithmetic and communication of the train step, compiled for devices that need not be there.
+
+Usage: focaljax plan --config FILE [--topology NAME] [--batch N] [--config.KEY=VALUE ...]
+
+  --config FILE         a Python file with get_config(); no data are read
+  --config.KEY=VALUE    overrides one setting, e.g. --config.model.remat=true --config.model.dtype=bfloat16
+  --topology NAME       v5e:4x4, v5p:2x2x4, v6e:8x8 and so on: compiled by the real TPU compiler, which needs no TPU
+                        but libtpu (pip install 'focaljax[tpu]'); takes minutes. gpu:8: for GPUs that are here,
+                        else for H100s, by the GPU compiler (pip install 'focaljax[cuda]'; see below). cpu:8: for so
+                        many devices of a CPU.
+                        Without it: the dry run, for the devices that are here: shapes, parameters, memory
+  --batch N             images in a step of all devices together (default: the config's optim.batch_size)
+  --classes N           (default: as many as data.classes names, of `shapes` its own, else COCO's 80)
+  --boxes N             rows for the boxes of an image (default: the config's data.max_boxes, of `shapes` its own,
+                        else 100)
+  --nofit               for a TPU, do not compile for half the batch as well, which the estimate of the largest
+                        batch needs
+  --search              compile for more batch sizes until the largest that fits is known to an eighth
+  --json FILE           write the result with config, command and versions
+
+Prints what a step needs on each chip of its memory and whether that fits, floating point operations, collectives with
+their bytes, the batch that would fit, and a roofline: images/s that published peaks would allow, an estimate from
+above. Memory is in GiB (2^30 bytes), as the compilers have it.
+
+Without a GPU its compiler cannot try which of cuDNN's algorithms is the fastest: the scratch space of convolutions is
+not in the temporaries. Where it is not installed, the step is only split for so many devices of the CPU, which tells
+the collectives before the GPU compiler joins them, and what state and batch need; not the temporaries.
+
+Example:
+  focaljax plan --config configs/coco_r50_1x.py --topology v5e:4x4 --batch 256
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from focaljax.cli import build, plan_tables
+from focaljax.cli.build import say
+from focaljax.cli.config import load_config, parse_flags, split_config_flags
+from focaljax.cli.console import duration
+from focaljax.cli.main import UsageError, nearest
+from focaljax.cli.runtime import split_cpu
+from focaljax.training import mesh as meshes
+from focaljax.training.plan import (
+    DoesNotFitError,
+    Program,
+    compile_program,
+    hbm_for_programs,
+    images_that_fit,
+    largest_fitting,
+    roofline,
+    traced_flops,
+)
+from focaljax.training.topologies import KINDS, Topology, TopologyError, gpu_devices, parse_topology, tpu_devices
+
+_COCO_CLASSES = 80
+_BOXES = 100
+# Of a GPU's memory, what JAX takes for programs unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+_SHARE_OF_GPU = 0.75
+_NO_GPU_COMPILER = (
+    "note: the GPU compiler comes with focaljax[cuda], which is not installed: the step is split for devices of the "
+    "CPU instead, which tells collectives and arguments, not temporaries"
+)
+# Choosing fusions of Triton ends the process where there is no GPU to ask (XLA of jax 0.10); cuBLAS takes their place.
+_UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+_NOT_TUNED = "note: for H100s that are not here: without the scratch space that cuDNN takes for convolutions"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What the step is compiled for.
+
+    Attributes:
+        mesh: of the devices.
+        topology: None for the devices that are here.
+        is_split_only: the devices stand in for others, whose compiler is not here.
+        hbm: bytes that programs can have on each device; None if that is not known.
+        options: of the compiler.
+    """
+
+    mesh: jax.sharding.Mesh
+    topology: Topology | None
+    is_split_only: bool = False
+    hbm: int | None = None
+    options: Mapping[str, Any] | None = None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    config_arguments, others = split_config_flags(arguments)
+    flag_values = flags.FlagValues()
+    flags.DEFINE_string("topology", "", "of the devices", flag_values=flag_values)
+    for name in ("batch", "classes", "boxes"):
+        flags.DEFINE_integer(name, None, "how many", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_boolean("fit", True, "compile for half the batch as well", flag_values=flag_values)
+    flags.DEFINE_boolean("search", False, "compile for more batch sizes", flag_values=flag_values)
+    flags.DEFINE_string("json", "", "where the result is written", flag_values=flag_values)
+    if unexpected := parse_flags(others, flag_values):
+        raise UsageError(f"unexpected argument {unexpected[0]!r}; see `focaljax plan --help`")
+    config = load_config(config_arguments)
+    topology = _topology(flag_values.topology)
+    config.optim.batch_size = flag_values.batch or config.optim.batch_size
+    config.data.max_boxes = flag_values.boxes or config.data.max_boxes or _most_boxes(config)
+    classes = flag_values.classes or _number_of_classes(config)
+    target = _target(topology, config)
+    _check(config, target.mesh)
+    estimate_fit = flag_values.fit and topology is not None and topology.chip is not None
+    result = plan(config, target, classes, estimate_fit=estimate_fit, search=flag_values.search)
+    if flag_values.json:
+        command = shlex.join(["focaljax", "plan", *arguments])
+        _write(pathlib.Path(flag_values.json), {"command": command, **result, "config": config.to_dict()})
+    return 0
+
+
+def plan(config: ConfigDict, target: Target, classes: int, *, estimate_fit: bool, search: bool) -> dict[str, Any]:
+    """Compiles the train step, prints what that tells, and returns it in the form of the JSON file.
+
+    Args:
+        config: with the global batch size and the rows for boxes.
+        target: what it is compiled for.
+        classes: K.
+        estimate_fit: compile for a smaller batch too, for the estimate of the largest one.
+        search: compile for more.
+    """
+    mesh, topology = target.mesh, target.topology
+    devices, unit = mesh.size, config.optim.accumulate
+    images = config.optim.batch_size // devices
+    step = _Step(config, target, classes)
+    say(step.title())
+    if topology is None:
+        plan_tables.print_shapes(step.model, config, step.state, step.batch, devices)
+    outcome = step.compile(images)
+    program = outcome if isinstance(outcome, Program) else None
+    largest = _largest(step, images, unit, target.hbm, search=search) if estimate_fit or search else None
+    chip = topology.chip if topology else None
+    best = None
+    if chip and program and unit == 1:  # compilers count the body of a loop, which that of accumulation is, once
+        is_float32 = config.model.dtype == "float32"
+        best = roofline(program, chip, config.optim.batch_size, step.flops / devices, is_float32=is_float32)
+    result: dict[str, Any] = {
+        "title": step.title(),
+        "topology": topology.name if topology else None,
+        "devices": devices,
+        "device_kind": mesh.devices.flat[0].device_kind,
+        "is_split_only": target.is_split_only,
+        "batch_size": config.optim.batch_size,
+        "images_per_device": images,
+        "classes": classes,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(step.state.params)),
+        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.state)),
+        "hbm_bytes": chip.hbm_bytes if chip else None,
+        "hbm_for_programs": target.hbm,
+        "fits": _fits(outcome, target.hbm),
+        "refusal": None if program else str(outcome).splitlines()[0],
+        "traced_flops": step.flops,
+        "program": _as_dict(program, target.is_split_only) if program else None,
+        "roofline": {**dataclasses.asdict(best), "bound": best.bound} if best else None,
+        "largest": largest,
+        "versions": _versions(),
+    }
+    plan_tables.print_result(result, config.model.dtype)
+    return result
+
+
+class _Step:
+    """The train step of a config, to be compiled for several numbers of images on a device."""
+
+    def __init__(self, config: ConfigDict, target: Target, classes: int) -> None:
+        self._config, self._target, self._classes = config, target, classes
+        self.model = build.make_model(config, classes)
+        self._optimizer, self._schedule = build.make_optimizer_and_schedule(config)
+        self.state = jax.eval_shape(build.initial_state(config, self.model, self._optimizer, target.mesh))
+        self.batch = build.example_batch(config)
+        self.flops = 0  # of the whole batch as traced, once it is
+        self.outcomes: dict[int, Program | DoesNotFitError] = {}
+
+    def title(self) -> str:
+        """Returns what is planned, in one line."""
+        config, devices = self._config, self._target.mesh.size
+        topology = self._target.topology
+        height, width = config.data.image_size
+        where = topology.name if topology else "the devices that are here"
+        parts = f" in {config.optim.accumulate} parts" if config.optim.accumulate > 1 else ""
+        return (
+            f"{config.model.backbone}, {config.model.dtype}{', remat' if config.model.remat else ''}, "
+            f"{height} x {width} px, {self._classes} classes, {config.data.max_boxes} boxes; batch "
+            f"{config.optim.batch_size}{parts} on {where}: {devices} devices, {config.optim.batch_size // devices} "
+            "images each"
+        )
+
+    def compile(self, images: int) -> Program | DoesNotFitError:
+        """Returns the program for so many images on each device, or the compiler's refusal; each is made once."""
+        if images in self.outcomes:
+            return self.outcomes[images]
+        mesh = self._target.mesh
+        config = self._config.copy_and_resolve_references()
+        config.optim.batch_size = images * mesh.size
+        step: Any = build.compiled_train_step(config, self.model, self._optimizer, self._schedule, mesh)
+        kind = mesh.devices.flat[0].device_kind
+        takes = ", which takes minutes" if self._target.mesh.devices.flat[0].platform == "tpu" else ""
+        say(f"compiling the train step for {mesh.size} x {kind}, {images} images each{takes} ...")
+        traced = step.trace(self.state, build.example_batch(config))
+        self.flops = self.flops or traced_flops(traced.jaxpr)
+        try:
+            program = compile_program(traced, mesh.size, self._target.options)
+        except DoesNotFitError as error:
+            say(f"  refused: {str(error).splitlines()[0]}")
+            self.outcomes[images] = error
+        else:
+            how = "taken from the compile cache" if program.is_from_cache else "compiled"
+            needs = "" if self._target.is_split_only else plan_tables.in_short(program)
+            say(f"  {how} in {duration(program.seconds)}{needs}")
+            self.outcomes[images] = program
+        return self.outcomes[images]
+
+
+def _largest(step: _Step, images: int, unit: int, hbm: int | None, *, search: bool) -> dict[str, Any] | None:
+    """Returns how many images a device could take, by which method, or None if nothing tells."""
+    if hbm is None:
+        say("the largest batch is not looked for: how much memory these devices have is not known")
+        return None
+    while len(_points(step)) < 2 and images > unit:
+        images = max(unit, images // 2 // unit * unit)
+        step.compile(images)
+    points = _points(step)
+    if len(points) < 2:
+        return None
+    estimate = images_that_fit(points[-2:], hbm, unit)
+    by = f"the line through the programs for {points[-2][0]} and {points[-1][0]} images"
+    if not search:
+        if estimate is None:
+            return None
+        return {"images_per_device": estimate, "method": "estimate", "by": by}
+
+    def fits(images: int) -> bool:
+        return _fits(step.compile(images), hbm) is True
+
+    known = max((count for count, needed in points if needed <= hbm), default=0)
+    most, refused = largest_fitting(fits, known, estimate or known, unit)
+    return {"images_per_device": most, "method": "compiled", "by": f"{refused} do not fit"}
+
+
+def _fits(outcome: Program | DoesNotFitError, hbm: int | None) -> bool | None:
+    """Returns whether a step fits; None where nothing tells."""
+    if isinstance(outcome, DoesNotFitError):
+        return False
+    return None if hbm is None or outcome.memory is None else outcome.memory.total <= hbm
+
+
+def _points(step: _Step) -> list[tuple[int, int]]:
+    return sorted(
+        (images, outcome.memory.total)
+        for images, outcome in step.outcomes.items()
+        if isinstance(outcome, Program) and outcome.memory is not None
+    )
+
+
+def _topology(name: str) -> Topology | None:
+    if not name:
+        return None
+    try:
+        return parse_topology(name)
+    except TopologyError as error:
+        kind = name.partition(":")[0].lower()
+        hint = nearest(kind, KINDS) if kind not in KINDS else ""
+        raise UsageError(f"--topology: {error}{hint}") from None
+
+
+def _target(topology: Topology | None, config: ConfigDict) -> Target:
+    """Returns the devices to compile for."""
+    if topology is None:
+        split_cpu(config.cpu_devices, config.optim.batch_size // max(1, config.optim.accumulate))
+        mesh = meshes.make_mesh()
+        return Target(mesh, None, hbm=_memory_limit(mesh.devices.flat[0]))
+    try:
+        if topology.kind == "gpu":
+            return _gpu_target(topology)
+        if topology.kind == "cpu":
+            return Target(_cpu_mesh(topology), topology)
+        mesh = meshes.make_mesh(tpu_devices(topology))
+    except TopologyError as error:
+        raise UsageError(f"--topology: {error}") from None
+    _keep_no_programs()
+    return Target(mesh, topology, hbm=hbm_for_programs(mesh))
+
+
+def _gpu_target(topology: Topology) -> Target:
+    _make_cpu_devices(topology.devices)
+    gpus = gpu_devices(topology)
+    if gpus is None:
+        say(_NO_GPU_COMPILER)
+        # Only the split matters, hardly anything else is done.
+        options = {"xla_backend_optimization_level": 0}
+        return Target(_cpu_mesh(topology), topology, is_split_only=True, options=options)
+    mesh = meshes.make_mesh(gpus)
+    if gpus[0] in jax.devices():
+        return Target(mesh, topology, hbm=_memory_limit(gpus[0]))
+    say(_NOT_TUNED)
+    _keep_no_programs()
+    assert topology.chip is not None
+    hbm = int(_SHARE_OF_GPU * topology.chip.hbm_bytes)
+    return Target(mesh, topology, hbm=hbm, options=_UNTUNED)
+
+
+def _cpu_mesh(topology: Topology) -> jax.sharding.Mesh:
+    _make_cpu_devices(topology.devices)
+    devices = jax.devices("cpu")
+    if len(devices) < topology.devices:
+        raise UsageError(
+            f"--topology={topology.name}: JAX has {len(devices)} CPU devices here, as XLA_FLAGS or "
+            "JAX_NUM_CPU_DEVICES say: unset them"
+        )
+    return meshes.make_mesh(devices[: topology.devices])
+
+
+def _keep_no_programs() -> None:
+    """JAX would write programs for devices that are not here to its compile cache, and cannot read them."""
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _memory_limit(device: jax.Device) -> int | None:
+    """Returns the bytes that programs can have on a device that is here; None of the CPU, which does not say."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _make_cpu_devices(count: int) -> None:
+    """Makes so many devices of the CPU, if JAX has not started and nothing else says how many."""
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    config = config.copy_and_resolve_references()
+    if config.eval.batch_size % mesh.size:
+        say(
+            f"note: `focaljax train` on {mesh.size} devices needs an eval.batch_size that is a multiple of "
+            f"{mesh.size}, not {config.eval.batch_size}"
+        )
+        config.eval.batch_size = mesh.size
+    build.check_config(config, mesh)
+
+
+def _most_boxes(config: ConfigDict) -> int:
+    return config.data.shapes.objects if config.data.source == "shapes" else _BOXES
+
+
+def _number_of_classes(config: ConfigDict) -> int:
+    if config.data.source == "shapes":
+        return config.data.shapes.num_classes
+    return len(config.data.classes) or _COCO_CLASSES
+
+
+def _as_dict(program: Program, is_split_only: bool) -> dict[str, Any]:
+    values = dataclasses.asdict(program)
+    values["flops"], values["bytes_accessed"] = (
+        None if math.isnan(values[key]) else values[key] for key in ("flops", "bytes_accessed")
+    )
+    for one, values_of_one in zip(program.collectives, values["collectives"], strict=True):
+        values_of_one["sent_bytes"] = one.sent_bytes
+    if is_split_only and values["memory"]:
+        values["memory"] |= {"temporaries": None, "code": None}
+    return values
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in ("focaljax", "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _write(path: pathlib.Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    say(f"wrote {path}")
