@@ -46,12 +46,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from focaljax.cli import build, plan_tables
-from focaljax.cli.build import say
 from focaljax.cli.config import load_config, parse_flags, split_config_flags
-from focaljax.cli.console import duration
+from focaljax.cli.console import duration, say
 from focaljax.cli.main import UsageError, nearest
-from focaljax.cli.runtime import split_cpu
-from focaljax.training import mesh as meshes
+from focaljax.cli.runtime import make_run_mesh, split_cpu
 from focaljax.training.plan import (
     DoesNotFitError,
     Program,
@@ -281,29 +279,29 @@ def _target(topology: Topology | None, config: ConfigDict) -> Target:
     """Returns the devices to compile for."""
     if topology is None:
         split_cpu(config.cpu_devices, config.optim.batch_size // max(1, config.optim.accumulate))
-        mesh = meshes.make_mesh()
+        mesh = make_run_mesh(config)
         return Target(mesh, None, hbm=_memory_limit(mesh.devices.flat[0]))
     try:
         if topology.kind == "gpu":
-            return _gpu_target(topology)
+            return _gpu_target(topology, config)
         if topology.kind == "cpu":
-            return Target(_cpu_mesh(topology), topology)
-        mesh = meshes.make_mesh(tpu_devices(topology))
+            return Target(_cpu_mesh(topology, config), topology)
+        mesh = make_run_mesh(config, tpu_devices(topology))
     except TopologyError as error:
         raise UsageError(f"--topology: {error}") from None
     _keep_no_programs()
     return Target(mesh, topology, hbm=hbm_for_programs(mesh))
 
 
-def _gpu_target(topology: Topology) -> Target:
+def _gpu_target(topology: Topology, config: ConfigDict) -> Target:
     _make_cpu_devices(topology.devices)
     gpus = gpu_devices(topology)
     if gpus is None:
         say(_NO_GPU_COMPILER)
         # Only the split matters, hardly anything else is done.
         options = {"xla_backend_optimization_level": 0}
-        return Target(_cpu_mesh(topology), topology, is_split_only=True, options=options)
-    mesh = meshes.make_mesh(gpus)
+        return Target(_cpu_mesh(topology, config), topology, is_split_only=True, options=options)
+    mesh = make_run_mesh(config, gpus)
     if gpus[0] in jax.devices():
         return Target(mesh, topology, hbm=_memory_limit(gpus[0]))
     say(_NOT_TUNED)
@@ -313,7 +311,7 @@ def _gpu_target(topology: Topology) -> Target:
     return Target(mesh, topology, hbm=hbm, options=_UNTUNED)
 
 
-def _cpu_mesh(topology: Topology) -> jax.sharding.Mesh:
+def _cpu_mesh(topology: Topology, config: ConfigDict) -> jax.sharding.Mesh:
     _make_cpu_devices(topology.devices)
     devices = jax.devices("cpu")
     if len(devices) < topology.devices:
@@ -321,7 +319,7 @@ def _cpu_mesh(topology: Topology) -> jax.sharding.Mesh:
             f"--topology={topology.name}: JAX has {len(devices)} CPU devices here, as XLA_FLAGS or "
             "JAX_NUM_CPU_DEVICES say: unset them"
         )
-    return meshes.make_mesh(devices[: topology.devices])
+    return make_run_mesh(config, devices[: topology.devices])
 
 
 def _keep_no_programs() -> None:

@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
-from focaljax.cli.build import say
+from focaljax.cli.console import say
 from focaljax.cli.prediction import anchor_settings
 from focaljax.detection import pyramid_anchors
 from focaljax.models.retinanet import RetinaNet

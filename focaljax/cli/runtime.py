@@ -9,7 +9,7 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import filelock
 import jax
@@ -90,14 +90,14 @@ def join_processes(coordinator: str, count: int | None, index: int | None) -> No
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
 
 
-def make_run_mesh(config: ConfigDict) -> jax.sharding.Mesh:
-    """Returns the mesh of all devices that the config asks for.
+def make_run_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """Returns the mesh that the config asks for, of all devices or of these.
 
     Raises:
         UsageError: `mesh.model` does not fit the devices.
     """
     try:
-        return meshes.make_mesh(model=config.mesh.model)
+        return meshes.make_mesh(devices, model=config.mesh.model)
     except ValueError as error:
         raise UsageError(f"config: {error}") from None
 
