@@ -127,15 +127,25 @@ if meshes.is_primary():
 """
 
 
-def start_two(script, env, *arguments):
-    """Two processes of one run, with four devices each."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
-    env = {**env, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", script, address]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([*command, str(index), *map(str, arguments)], env=env, **pipes) for index in range(2)]
+@pytest.fixture
+def start_two(users_env):
+    """Starts two processes of one run, with four devices each; those that are left at the end are killed."""
+    started = []
+
+    def start(script, *arguments):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{unused.getsockname()[1]}"
+        paths = os.pathsep.join(path for path in sys.path if path)
+        env = {**users_env, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": paths}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        commands = [[sys.executable, "-c", script, address, str(index), *map(str, arguments)] for index in range(2)]
+        started.extend(subprocess.Popen(command, env=env, **pipes) for command in commands)
+        return started[-2:]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 def ended_well(workers):
@@ -143,8 +153,8 @@ def ended_well(workers):
     assert [worker.returncode for worker in workers] == [0, 0], errors
 
 
-def test_two_processes_of_four_devices_give_what_one_device_does(on_one_device, users_env, tmp_path):
-    ended_well(start_two(WORKER, users_env, tmp_path / "results"))
+def test_two_processes_of_four_devices_give_what_one_device_does(on_one_device, start_two, tmp_path):
+    ended_well(start_two(WORKER, tmp_path / "results"))
     with (tmp_path / "results").open("rb") as file:
         results = pickle.load(file)
     for kind in KINDS:
@@ -175,8 +185,8 @@ print(f"stopped by {stopped_by} after {int(state.step)}", flush=True)
 
 
 @pytest.mark.parametrize("told", [0, 1])
-def test_preemption_of_one_process_saves_the_same_step_in_both_and_the_run_goes_on(users_env, tmp_path, told):
-    workers = start_two(LOOP, users_env, tmp_path / "run", 1)
+def test_preemption_of_one_process_saves_the_same_step_in_both_and_the_run_goes_on(start_two, tmp_path, told):
+    workers = start_two(LOOP, tmp_path / "run", 1)
     for worker in workers:
         assert any(line == "a step\n" for line in worker.stdout)  # after what Gloo says of its connections
     started = time.monotonic()
@@ -189,6 +199,6 @@ def test_preemption_of_one_process_saves_the_same_step_in_both_and_the_run_goes_
     assert 0 < step < 500
     assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
     if told == 0:  # once is enough
-        ended_well(start_two(LOOP, users_env, tmp_path / "run", 0))
-        ended_well(start_two(LOOP, users_env, tmp_path / "undisturbed", 0))
+        ended_well(start_two(LOOP, tmp_path / "run", 0))
+        ended_well(start_two(LOOP, tmp_path / "undisturbed", 0))
         assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "undisturbed")
