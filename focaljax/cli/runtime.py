@@ -149,7 +149,7 @@ def _holder(workdir: pathlib.Path) -> str:
 def _is_one_of_several() -> bool:
     """Whether a launcher that JAX knows has started several processes; of one alone, nothing needs to be found."""
     environment = os.environ
-    sizes = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+    sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # of what srun starts, not of what it could
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return (
         any(environment.get(size, "1") not in ("", "1") for size in sizes)

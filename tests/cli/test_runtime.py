@@ -1,12 +1,14 @@
-"""The compile cache that the program switches on: where it is, that a second process finds what the first compiled."""
+"""The compile cache that the program switches on, and the processes that it joins."""
 
 import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from focaljax.cli import runtime
+from focaljax.cli.main import UsageError
 
 JAX_VARIABLES = (
     "JAX_COMPILATION_CACHE_DIR",
@@ -113,3 +115,40 @@ def test_cores_of_a_cpu_are_as_many_devices_as_asked_if_batches_can_be_split():
 )
 def test_number_of_devices_that_is_set_stays(variables):
     assert devices_of(2, 8, 8, **variables) == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # an allocation, in which nothing was started by srun
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "10.0.0.1"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a pod of its own
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_processes_that_a_launcher_started_are_joined(monkeypatch, environment, joins):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    runtime.join_processes("", None, None)
+    assert calls == ([()] if joins else [])
+    runtime.join_processes("host:1234", 2, 0)
+    assert calls[-1] == ("host:1234", 2, 0)
+
+
+def test_processes_that_cannot_be_joined_are_one_clear_line(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("deadline exceeded")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UsageError, match="could not join the other processes: deadline exceeded"):
+        runtime.join_processes("host:1234", 2, 1)
