@@ -12,13 +12,26 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NUM_DEVICES = 8
 MOST_BYTES_OF_A_WORKER = 3 * 2**30
-_DEVICE_FLAG = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+LONGEST_FILES = (
+    "tests/cli/test_runs.py",
+    "tests/losses/test_transformations.py",
+    "tests/parity/test_detectors.py",
+    "tests/training/test_step.py",
+)
+# Most of the time goes into compiling programs that run for milliseconds: with hardly any optimisation and the older
+# way of writing fused loops they are compiled in half of it or less. tests/users_programs.py compiles as users do.
+_FLAGS = (
+    f"--xla_force_host_platform_device_count={NUM_DEVICES}",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
 
 if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py, which has to set the number of devices")
 os.environ["JAX_PLATFORMS"] = "cpu"
-if _DEVICE_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_FLAG}".strip()
+if _FLAGS[0] not in os.environ.get("XLA_FLAGS", ""):
+    # Of two equal flags the last one counts: whoever runs the tests may set others.
+    os.environ["XLA_FLAGS"] = " ".join((*_FLAGS, os.environ.get("XLA_FLAGS", ""))).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -29,6 +42,11 @@ def pytest_configure(config):
 
     hypothesis.settings.register_profile("focaljax", deadline=None, derandomize=True, print_blob=True)
     hypothesis.settings.load_profile("focaljax")
+
+
+def pytest_collection_modifyitems(items):
+    # `make test` gives its two workers file after file: they end together if the last ones are short.
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST_FILES))
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +84,6 @@ def mesh_of_eight():
 
 @pytest.fixture
 def users_env() -> dict[str, str]:
-    """The environment for a subprocess that is to see the devices that a user's does; the compile cache is kept."""
-    env = dict(os.environ)
-    env["XLA_FLAGS"] = env.get("XLA_FLAGS", "").replace(_DEVICE_FLAG, "").strip()
-    return env
+    """The environment for a subprocess that is to see a user's devices and compile as there; the cache is kept."""
+    flags = os.environ["XLA_FLAGS"].split()
+    return {**os.environ, "XLA_FLAGS": " ".join(flag for flag in flags if flag not in _FLAGS)}

@@ -26,7 +26,7 @@ def not_installed(package):
     return f"raise ModuleNotFoundError(name={package!r})"
 
 
-def run_script(name, folder, *flags, stand_ins, **variables):
+def run_script(name, folder, *flags, stand_ins):
     """Runs benchmarks/NAME.py with `--out FOLDER/NAME.json`.
 
     Args:
@@ -34,21 +34,20 @@ def run_script(name, folder, *flags, stand_ins, **variables):
         folder: for the result and the stand-ins.
         flags: of the script.
         stand_ins: package -> source of a module that takes its place.
-        variables: of the environment.
     """
     for package, source in stand_ins.items():
         (folder / f"{package}.py").write_text(source)
     return subprocess.run(
         [sys.executable, str(BENCHMARKS / f"{name}.py"), *flags, "--out", str(folder / f"{name}.json")],
-        env=os.environ | {"PYTHONPATH": str(folder), **variables},
+        env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         timeout=300,
     )
 
 
-def finished_script(name, folder, *flags, stand_ins, **variables):
+def finished_script(name, folder, *flags, stand_ins):
     """Like `run_script` of one that has to succeed; returns the process and the text of its result."""
-    completed = run_script(name, folder, *flags, stand_ins=stand_ins, **variables)
+    completed = run_script(name, folder, *flags, stand_ins=stand_ins)
     assert completed.returncode == 0, completed.stderr
     return completed, (folder / f"{name}.json").read_text()

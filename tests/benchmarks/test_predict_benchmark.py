@@ -23,8 +23,7 @@ def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     flags = ["--image-size", "64", "--forms", "eager", "--rounds", "1", "--seed", "5"]
     torch = {"torch": not_installed("torch")}
-    # it is compiled in half the time, and is slow
-    return finished_script("predict", folder, *flags, stand_ins=torch, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    return finished_script("predict", folder, *flags, stand_ins=torch)
 
 
 def test_throughput_and_latency_have_times(small_run):

@@ -242,23 +242,25 @@ def test_data_of_which_nothing_is_left_is_one_clear_line(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(
-    undisturbed, long_run, tmp_path, users_env, number, code
+def test_run_interrupted_by_both_signals_ends_bit_for_bit_like_an_undisturbed_one(
+    undisturbed, long_run, tmp_path, users_env
 ):
-    first = run_cli(["train", *long_run, "--workdir", tmp_path], users_env)
-    deadline = time.monotonic() + 120
-    while len(read_metrics(tmp_path)) < 5:
-        assert first.poll() is None, first.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(first.pid, number)
-    output = first.communicate(timeout=60)[0]
-    assert first.returncode == code, output
-    assert f"stopped by {number.name} after step" in output
-    second = run_cli(["train", *long_run, "--workdir", tmp_path], users_env)
-    output = second.communicate(timeout=120)[0]
-    assert second.returncode == 0, output
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 0)):
+        before = len(read_metrics(tmp_path))
+        process = run_cli(["train", *long_run, "--workdir", tmp_path], users_env)
+        deadline = time.monotonic() + 120
+        while len(read_metrics(tmp_path)) < before + 5:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, number)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == code, output
+        assert ("resumed" in output) == (before > 0)
+        assert f"stopped by {number.name} after step" in output
+    last = run_cli(["train", *long_run, "--workdir", tmp_path], users_env)
+    output = last.communicate(timeout=120)[0]
+    assert last.returncode == 0, output
     assert "resumed" in output
     assert final_weights(tmp_path) == final_weights(undisturbed)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()

@@ -56,7 +56,7 @@ def assert_exact(actual, expected, logits, message, *, floor=SMALLEST_NORMAL):
     assert not is_off.any(), f"{message}, logits {logits[is_off]}: {actual[is_off]}, not {expected[is_off]}"
 
 
-def value_slope_and_curvatures(loss):
+def value_slope_and_curvatures(loss, jit=jax.jit):
     """A compiled function of logits and further arguments: per element the loss and three of its derivatives."""
 
     def all_of(logits, *args):
@@ -67,4 +67,4 @@ def value_slope_and_curvatures(loss):
         reverse_over_reverse = jax.grad(lambda x: slope(x).sum())(logits)
         return loss(logits, *args), slope(logits), forward_over_reverse, reverse_over_reverse
 
-    return jax.jit(all_of)
+    return jit(all_of)

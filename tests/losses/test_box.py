@@ -12,6 +12,7 @@ import pytest
 
 from focaljax.detection.boxes import pairwise_iou
 from focaljax.losses import ciou_loss, diou_loss, giou_loss, iou_loss, l1, smooth_l1
+from tests.users_programs import jit_as_users
 
 OVERLAP_LOSSES = (iou_loss, giou_loss, diou_loss, ciou_loss)
 
@@ -127,7 +128,7 @@ def all_losses(prediction, target):
     return jnp.stack([loss(prediction, target) for loss in OVERLAP_LOSSES])
 
 
-@jax.jit
+@jit_as_users
 @jax.vmap
 def differentiated(prediction, target):
     """Values, gradients and Hessians by the prediction: `[N, loss]`, `[N, loss, 4]`, `[N, loss, 4, 4]`."""

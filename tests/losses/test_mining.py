@@ -10,6 +10,7 @@ import pytest
 from focaljax.losses.box import iou_loss
 from focaljax.losses.mining import hard_negative_mask, ohem_mask
 from focaljax.losses.reductions import mean_over_positives
+from tests.users_programs import jit_as_users
 
 A = 12
 NOTHING = np.zeros(A, bool)
@@ -250,7 +251,7 @@ def test_boxes_that_are_not_numbers_overlap_nothing():
 
 def test_a_hundred_thousand_anchors_need_no_matrix_of_pairs():
     shapes = jax.ShapeDtypeStruct((100_000,), jnp.float32), jax.ShapeDtypeStruct((100_000, 4), jnp.float32)
-    memory = compiled(ohem_mask, size=512).lower(*shapes).compile().memory_analysis()
+    memory = jit_as_users(functools.partial(ohem_mask, size=512)).lower(*shapes).compile().memory_analysis()
     # 40 MB is 100 numbers an anchor; a matrix of pairs takes 40 GB, of anchors with the 512 kept 200 MB.
     assert memory.temp_size_in_bytes < 40e6
 

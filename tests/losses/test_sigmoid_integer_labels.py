@@ -17,6 +17,7 @@ from focaljax.losses import (
     sigmoid_focal_loss_with_integer_labels,
     softmax_focal_loss_with_integer_labels,
 )
+from tests.users_programs import jit_as_users
 
 integer = jax.jit(sigmoid_focal_loss_with_integer_labels, static_argnames=("alpha", "gamma"))
 ignored_then_class_0 = jax.jit(
@@ -142,7 +143,7 @@ def temporaries(function, gamma, dtype):
     """Bytes beside arguments and results, in sizes of the losses, which are float32."""
     logits = jax.ShapeDtypeStruct((2, 20000, 80), dtype)
     labels = jax.ShapeDtypeStruct((2, 20000), jnp.int32)
-    compiled = jax.jit(functools.partial(function, gamma=gamma)).lower(logits, labels).compile()
+    compiled = jit_as_users(functools.partial(function, gamma=gamma)).lower(logits, labels).compile()
     return compiled.memory_analysis().temp_size_in_bytes / (2 * 20000 * 80 * 4)
 
 

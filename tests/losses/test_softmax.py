@@ -20,6 +20,7 @@ from focaljax.losses import (
     softmax_focal_loss,
     softmax_focal_loss_with_integer_labels,
 )
+from tests.users_programs import jit_as_users
 
 INF = math.inf
 # Three classes: balanced, confident, saturated, huge; the label is each of them in turn.
@@ -65,8 +66,10 @@ def exact(row, label, gamma):
 
 
 def value_gradient_hessian(loss):
-    return jax.jit(jax.vmap(lambda x, *args: (loss(x, *args), jax.grad(loss)(x, *args), jax.hessian(loss)(x, *args)),
-                            in_axes=(0, 0, None)))  # fmt: skip
+    def all_of(x, *args):
+        return loss(x, *args), jax.grad(loss)(x, *args), jax.hessian(loss)(x, *args)
+
+    return jit_as_users(jax.vmap(all_of, in_axes=(0, 0, None)))
 
 
 of_ids = value_gradient_hessian(lambda x, c, gamma: softmax_focal_loss_with_integer_labels(x, c, gamma=gamma))

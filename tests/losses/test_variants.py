@@ -19,6 +19,7 @@ from focaljax.losses.variants import (
     varifocal_loss,
 )
 from tests.losses import exact
+from tests.users_programs import jit_as_users
 
 SIZES = (1e-3, 0.1, 1.0, 3.0, 7.3, 13.0, 16.3, 20.0, 50.0, 88.0, 100.0, 1e3, 1e4)
 LOGITS = np.array([-size for size in reversed(SIZES)] + [0.0, *SIZES], np.float32)
@@ -111,7 +112,8 @@ def derivatives(name, *values):
     """A compiled function of logits, labels and, where no values are given, the hyperparameters: value and slopes."""
     loss, _, names, _ = CASES[name]
     return exact.value_slope_and_curvatures(
-        lambda logits, labels, *traced: loss(logits, labels, **dict(zip(names, values or traced)))
+        lambda logits, labels, *traced: loss(logits, labels, **dict(zip(names, values or traced))),
+        jit_as_users if values else jax.jit,
     )
 
 

@@ -12,6 +12,7 @@ from focaljax.training.programs import jit_for_one_run
 from focaljax.training.state import update_ema
 from focaljax.training.step import make_train_step
 from tests.training.conftest import ANCHORS, SIDE, SmallDetector, make_batch
+from tests.users_programs import jit_as_users
 
 
 def jit_over(mesh, step, jit=jax.jit):
@@ -21,7 +22,7 @@ def jit_over(mesh, step, jit=jax.jit):
 
 @pytest.fixture(scope="module")
 def one_step(small_detector):
-    return jit_over(meshes.make_mesh(jax.devices()[:1]), small_detector.train_step)
+    return jit_over(meshes.make_mesh(jax.devices()[:1]), small_detector.train_step, jit_as_users)
 
 
 def test_loss_falls_and_objects_are_found(small_detector, one_step, batch):
@@ -97,7 +98,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(normalizer):
 
 
 def test_accumulation_needs_less_memory(small_detector, one_step, batch):
-    in_parts = jit_over(meshes.make_mesh(jax.devices()[:1]), small_detector.make_step(accumulate=8))
+    in_parts = jit_over(meshes.make_mesh(jax.devices()[:1]), small_detector.make_step(accumulate=8), jit_as_users)
     whole_bytes, part_bytes = (
         step.lower(small_detector.initial_state(), batch).compile().memory_analysis().temp_size_in_bytes
         for step in (one_step, in_parts)
