@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Trains in several processes on this machine's CPU: the same program as on a pod, to try it before.
+#
+# Usage: experiments/launch/local.sh [OPTIONS] CONFIG WORKDIR [--config.KEY=VALUE ...]
+#
+#   --processes N   2 if not given
+#   --port PORT     where process 0 listens; 29400 if not given
+#   --dry-run       print the commands instead of running them
+#   --help          this text
+#
+# Ctrl-C or SIGTERM saves in all of them and stops; the same command goes on.
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "$0")/common.sh"
+
+processes=2 port=29400
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help) usage && exit ;;
+    --dry-run) dry_run=1 && shift ;;
+    --processes) processes=$(value "$@"); shift 2 ;;
+    --port) port=$(value "$@"); shift 2 ;;
+    -*) fail "unknown option $1: see --help" ;;
+    *) break ;;
+  esac
+done
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes must be a number from 1 on, got $processes"
+[[ $port =~ ^[1-9][0-9]*$ ]] || fail "--port must be a number, got $port"
+set_training "$@"
+need focaljax "source .venv/bin/activate"
+
+started=()
+stop() {
+  signals=$((signals + 1))
+  kill -TERM "${started[@]}" 2> /dev/null || true
+}
+trap stop INT TERM
+for ((process = 0; process < processes; process++)); do
+  command=(env JAX_PLATFORMS=cpu "${training[@]}"
+    --coordinator "localhost:$port" --processes "$processes" --process "$process")
+  if [ -n "$dry_run" ]; then
+    quoted "${command[@]}"
+  else
+    "${command[@]}" &
+    started+=($!)
+  fi
+done
+[ -z "$dry_run" ] || exit 0
+
+exit_status=0
+for process in "${started[@]}"; do
+  status=0
+  finished "$process" || status=$?
+  if [ "$status" -ne 0 ]; then
+    exit_status=$status
+    stop # the others would wait for it
+  fi
+done
+exit "$exit_status"
