@@ -38,7 +38,7 @@ def keep_compiled_programs() -> None:
     except RuntimeError:  # as pathlib says that there is no home folder
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    if importlib.util.find_spec("filelock"):  # without it JAX cannot remove the oldest programs
+    if _has("filelock"):  # without it JAX cannot remove the oldest programs
         jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_COMPILATION)
 
@@ -65,8 +65,8 @@ def split_cpu(devices: int, *batch_sizes: int) -> None:
 def join_processes(coordinator: str, count: int | None, index: int | None) -> None:
     """Makes this process one of several that run one program, if it is; of those, only the first keeps speaking.
 
-    On Cloud TPU pods, under Slurm and Open MPI and in the pods of an indexed Kubernetes job the others are found by
-    themselves, where there is more than one. Called before JAX's first use.
+    On Cloud TPU pods, under Slurm and Open MPI 4 and, with the package kubernetes, in the pods of an indexed Kubernetes
+    job the others are found by themselves, where there is more than one. Called before JAX's first use.
 
     Args:
         coordinator: 'HOST:PORT' of the first process, which must be free there; '': see above.
@@ -155,14 +155,18 @@ def _is_one_of_several() -> bool:
         any(environment.get(size, "1") not in ("", "1") for size in sizes)
         or len(hosts) > 1
         or "MEGASCALE_COORDINATOR_ADDRESS" in environment
-        or ("KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment)
+        or ({"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys() and _has("kubernetes"))
         or _is_cloud_tpu()
     )
 
 
 def _is_cloud_tpu() -> bool:
     """Whether this is a virtual machine with TPUs, of which there may be several to a slice."""
-    return importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
+    return _has("libtpu") and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _cache_folder() -> pathlib.Path:

@@ -137,6 +137,7 @@ def test_processes_that_a_launcher_started_are_joined(monkeypatch, environment, 
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runtime, "_has", lambda package: package == "kubernetes")
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
     runtime.join_processes("", None, None)
