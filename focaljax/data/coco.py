@@ -14,6 +14,7 @@ import numpy as np
 
 from focaljax.data import images as image_files
 from focaljax.data.example import DataError, Example, UnreadableImageError
+from focaljax.data.files import read_regular_file
 from focaljax.data.repair import ImageEntry, read_annotations, read_classes, read_image_entries, repair_boxes
 from focaljax.data.report import DataReport
 
@@ -112,7 +113,7 @@ class AnnotatedImages:
             raise IndexError(f"image index {index} is not in 0..{len(self) - 1}")
         file_name, image_id = self._file_names[index], self._image_ids[index]
         try:
-            encoded = pathlib.Path(self._folder, file_name).read_bytes()
+            encoded = read_regular_file(os.path.join(self._folder, file_name))
         except OSError as error:
             raise UnreadableImageError(f"{file_name} (image {image_id}): {error.strerror} in {self._folder}") from error
         height, width = self._sizes[index].tolist()
@@ -138,7 +139,7 @@ class AnnotatedImages:
         for file_name in self._file_names:
             try:
                 state = os.stat(os.path.join(self._folder, file_name))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: no file can have the name
                 digest.update(repr((file_name, None)).encode())
             else:
                 digest.update(repr((file_name, state.st_size, state.st_mtime_ns)).encode())
@@ -148,12 +149,13 @@ class AnnotatedImages:
         """Returns the images kept with their annotations as they were, unclipped, in COCO's annotation form.
 
         Boxes, areas and crowd flags are those of the document, boxes of zero area included, so that AP equals that of
-        other evaluations of the same file. Left out are annotations that cannot be evaluated (no finite box, unknown
-        category) and outlines. A missing area becomes width times height. Annotation ids are kept if they are
-        distinct non-zero integers; else all are numbered from 1, as pycocotools takes id 0 for 'not matched'.
+        other evaluations of the same file. Left out are annotations that cannot be evaluated (no finite box, a width
+        or height below 0, unknown category) and outlines. A missing area becomes width times height. Annotation ids
+        are kept if they are distinct non-zero integers; else all are numbered from 1, as pycocotools takes id 0 for
+        'not matched'.
         """
         truth = self._truth
-        is_finite = np.isfinite(truth.bbox).all(axis=1) & np.isfinite(truth.area)
+        is_box = np.isfinite(truth.bbox).all(axis=1) & np.isfinite(truth.area) & (truth.bbox[:, 2:] >= 0).all(axis=1)
         columns = zip(
             truth.ids.tolist(),
             truth.image_index.tolist(),
@@ -178,7 +180,7 @@ class AnnotatedImages:
                     "iscrowd": int(is_crowd),
                     "ignore": int(is_crowd),
                 }
-                for annotation_id, image_index, label, bbox, area, is_crowd in itertools.compress(columns, is_finite)
+                for annotation_id, image_index, label, bbox, area, is_crowd in itertools.compress(columns, is_box)
             ],
             "categories": [{"id": k, "name": name} for k, name in zip(self.category_ids, self.class_names)],
         }
@@ -260,6 +262,8 @@ def read_coco_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise DataError(f"annotation file {name} is nested too deeply for a COCO annotation file") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise DataError(f"annotation file {name} holds a number that is none of COCO's: {error}") from None
     if not isinstance(document, dict):
         raise DataError(
             f"annotation file {name} holds a JSON {type(document).__name__}; expected an object with the lists "

@@ -9,6 +9,7 @@ from xml.parsers import expat
 
 from focaljax.data.coco import AnnotatedImages, require_folder
 from focaljax.data.example import DataError
+from focaljax.data.files import read_regular_file
 from focaljax.data.repair import leaves_folder
 from focaljax.data.report import DataReport
 
@@ -140,16 +141,16 @@ def _read_xml(folder: str, name: str, image_id: int, report: DataReport) -> Elem
         report.add("name that leads out of the annotations folder: image skipped", file_name, image_id=image_id)
         return None
     try:
-        content = pathlib.Path(folder, file_name).read_bytes()
+        content = read_regular_file(os.path.join(folder, file_name))
     except FileNotFoundError:
         report.add("annotation file missing: image skipped", file_name, image_id=image_id)
         return None
-    except (OSError, ValueError):
+    except OSError:
         report.add("annotation file cannot be opened: image skipped", file_name, image_id=image_id)
         return None
     try:
         root = parse_xml(content)
-    except (expat.ExpatError, ValueError):
+    except (expat.ExpatError, ValueError, LookupError):
         report.add(
             "annotation file is not valid XML, or has a document type: image skipped", file_name, image_id=image_id
         )
@@ -171,7 +172,9 @@ def parse_xml(content: bytes) -> ElementTree.Element:
 
     Raises:
         xml.parsers.expat.ExpatError: if the document is not well-formed.
-        ValueError: if it declares a document type.
+        ValueError: if it declares a document type, or an encoding of several bytes a character other than UTF-8 and
+            UTF-16.
+        LookupError: if it declares an encoding that is none.
 
     Example:
         >>> parse_xml(b"<annotation><folder>a</folder></annotation>").findtext("folder")
