@@ -109,27 +109,37 @@ def hostile_value(rng: random.Random) -> Any:
 
 def mutated_document(rng: random.Random, document: Any) -> Any:
     """Returns the document with 1 to 4 of its values replaced, removed, repeated or exchanged."""
-    document = copy.deepcopy(document)
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        places = list(_places(document))
-        if not places:
-            return hostile_value(rng)
-        parent, key = rng.choice(places)
-        change = rng.randrange(8)
-        if change == 0:
-            del parent[key]
-        elif change == 1 and isinstance(parent, list):
-            parent.extend([copy.deepcopy(parent[key])] * rng.choice((1, 3)))
-        elif change == 2:
-            other, other_key = rng.choice(places)
-            parent[key] = copy.deepcopy(other[other_key])
-        elif change == 3 and isinstance(parent, dict):
-            parent[rng.choice(NAMES)] = parent.pop(key)
-        elif rng.random() < 0.02:
-            return hostile_value(rng)
-        else:
-            parent[key] = hostile_value(rng)
+    with _deep_recursion():
+        document = copy.deepcopy(document)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            places = list(_places(document))
+            if not places or rng.random() < 0.01:
+                return hostile_value(rng)
+            parent, key = rng.choice(places)
+            change = rng.randrange(8)
+            if change == 0:
+                del parent[key]
+            elif change == 1 and isinstance(parent, list):
+                parent.extend([copy.deepcopy(parent[key])] * rng.choice((1, 3)))
+            elif change == 2:
+                other, other_key = rng.choice(places)
+                parent[key] = copy.deepcopy(other[other_key])
+            elif change == 3 and isinstance(parent, dict):
+                parent[rng.choice(NAMES)] = parent.pop(key)
+            else:
+                parent[key] = hostile_value(rng)
     return document
+
+
+@contextlib.contextmanager
+def _deep_recursion() -> Iterator[None]:
+    """Allows what makes files to recurse deeper than what reads them."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -144,13 +154,11 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def as_json(document: Any) -> bytes:
     """Returns JSON also of numbers that Python would not write, and of documents nested deeper than it recurses."""
-    limit = sys.getrecursionlimit()
     sys.set_int_max_str_digits(0)
-    sys.setrecursionlimit(20_000)
     try:
-        return json.dumps(document).replace(": 1e+308", ": 1e999").encode()
+        with _deep_recursion():
+            return json.dumps(document).replace(": 1e+308", ": 1e999").encode()
     finally:
-        sys.setrecursionlimit(limit)
         sys.set_int_max_str_digits(4300)
 
 
@@ -329,9 +337,8 @@ class Weights:
             if change == 0:
                 del arrays[name]
             elif change == 1:
-                arrays[rng.choice(NAMES).replace("\ud800", "?").replace("\udc80", "?").replace("\0", "?") + name] = (
-                    arrays[name]
-                )
+                prefix = rng.choice(NAMES).encode("utf-8", "replace").decode().replace("\0", "?")
+                arrays[prefix + name] = arrays[name]
             elif change == 2:
                 arrays[name] = arrays[name].reshape(rng.choice(((-1,), (1, -1), (-1, 1, 1, 1, 1))))
             elif change == 3:
@@ -339,9 +346,8 @@ class Weights:
             elif change == 4:
                 arrays[name] = np.zeros(rng.choice(((), (0,), (0, 3, 7, 7), (1,), (2, 2, 2, 2))), np.float32)
             else:
-                arrays[
-                    "params/" + rng.choice(("fpn/p6/bias", "backbone/layer4_99/conv1/kernel", "x/" * 500, "fpn"))
-                ] = arrays[name]
+                added = rng.choice(("fpn/p6/bias", "backbone/layer4_99/conv1/kernel", "x/" * 500, "fpn"))
+                arrays[f"params/{added}"] = arrays[name]
         return self._packed(arrays)
 
     def read(self, path: pathlib.Path) -> None:
@@ -453,14 +459,11 @@ def _hostile_pickle(rng: random.Random, canary: pathlib.Path) -> bytes:
         content = made
     else:
         content = rng.choice((made, {name: made}, {"model": {name: made}}, [made], (made,)))
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(20_000)
     try:
-        data = pickle.dumps(content, protocol=rng.choice((2, 4, 5)))
+        with _deep_recursion():
+            data = pickle.dumps(content, protocol=rng.choice((2, 4, 5)))
     except (pickle.PicklingError, UnicodeEncodeError, RecursionError):
         data = b"\x80\x02"
-    finally:
-        sys.setrecursionlimit(limit)
     tail = rng.random()
     if tail < 0.1:
         return data[:-1] + b"r" + struct.pack("<I", rng.choice((2**20, 2**31, 2**32 - 1))) + b"."
