@@ -56,6 +56,10 @@ def _truncate(path: pathlib.Path, rng: random.Random) -> None:
     path.write_bytes(content[: rng.randrange(20, len(content) - 2)])
 
 
+def _write_garbage(path: pathlib.Path, rng: random.Random) -> None:
+    path.write_bytes(rng.randbytes(rng.randrange(1, 2000)))
+
+
 def _declare_huge(path: pathlib.Path, _: random.Random) -> None:
     content = bytearray(path.read_bytes())
     frame = content.index(b"\xff\xc0")
@@ -99,7 +103,7 @@ def _link_to_device(path: pathlib.Path) -> None:
 OF_FILES = [
     Damage("truncated", f"{image_files.TRUNCATED}: image skipped", _truncate),
     Damage("emptied", f"{image_files.EMPTY}: image skipped", lambda path, _: path.write_bytes(b"")),
-    Damage("garbage", f"{image_files.UNDECODABLE}: image skipped", lambda path, rng: path.write_bytes(rng.randbytes(99))),
+    Damage("garbage", f"{image_files.UNDECODABLE}: image skipped", _write_garbage),
     Damage("text", f"{image_files.UNDECODABLE}: image skipped", lambda path, _: path.write_text("<html>404</html>")),
     Damage("removed", f"{image_files.MISSING}: image skipped", lambda path, _: path.unlink()),
     Damage("65500 x 65500 declared", f"{image_files.TOO_LARGE}: image skipped", _declare_huge),

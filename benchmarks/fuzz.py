@@ -15,6 +15,7 @@ import argparse
 import collections
 import contextlib
 import copy
+import functools
 import io
 import json
 import os
@@ -389,13 +390,17 @@ def _hostile_npz(rng: random.Random, arrays: dict[str, np.ndarray]) -> bytes:
         length = struct.pack("<H" if version == b"\x01\x00" else "<I", len(header))
         name = rng.choice(NAMES).encode("utf-8", "replace").decode().replace("\0", "") + ".npy"
         archive.writestr(name, b"\x93NUMPY" + version + length + header + b"\0" * 16)
-        if rng.random() < 0.05:
-            info = zipfile.ZipInfo("bomb.npy")
-            info.compress_type = zipfile.ZIP_DEFLATED
-            zeros = b"\0" * 2**24
-            with archive.open(info, "w", force_zip64=True) as member:
-                for _ in range(80):  # 1.3 GB
-                    member.write(zeros)
+    return _bomb() if rng.random() < 0.05 else buffer.getvalue()
+
+
+@functools.cache
+def _bomb() -> bytes:
+    """Returns an archive of a few megabytes that unpacks to 1.3 GB."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("bomb.npy", "w", force_zip64=True) as member:
+            for _ in range(80):
+                member.write(bytes(2**24))
     return buffer.getvalue()
 
 
@@ -511,7 +516,8 @@ def use_source(source: Any) -> None:
         with contextlib.suppress(UnreadableImageError):
             example = source[index]
             assert ((example.boxes_xyxy >= 0) & (example.boxes_xyxy <= (40, 30, 40, 30))).all()
-            draw_detections(example.image, example.boxes_xyxy, example.labels, None, source.class_names)
+            names = source.class_names
+            draw_detections(example.image, example.boxes_xyxy, example.labels, None, names, enlargement=2)
     metrics = evaluate_detections(source.ground_truth(), [])
     rich.console.Console(force_terminal=False).print(metrics_table(metrics, title="val"))
 

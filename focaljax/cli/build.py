@@ -107,7 +107,11 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
         _require(config, f"data.{split}.images", f"data.{split}.annotations")
         category_ids = () if classes is None else classes.category_ids
         return CocoSource(
-            root / part.images, root / part.annotations, class_names=class_names, category_ids=category_ids
+            root / part.images,
+            root / part.annotations,
+            class_names=class_names,
+            category_ids=category_ids,
+            timeout=data.timeout,
         )
     if data.source == "voc":
         from focaljax.data.voc import VocSource
@@ -118,6 +122,7 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
             root / part.annotations,
             split=root / part.name if part.name else None,
             class_names=class_names,
+            timeout=data.timeout,
         )
     from focaljax.data.tfds_source import TfdsSource
 

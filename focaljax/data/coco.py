@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from focaljax.data import images as image_files
+from focaljax.data.deadline import with_deadline
 from focaljax.data.example import DataError, Example, UnreadableImageError
 from focaljax.data.files import read_regular_file
 from focaljax.data.repair import ImageEntry, read_annotations, read_classes, read_image_entries, repair_boxes
@@ -22,6 +23,7 @@ _MEMBERS = ("images", "annotations", "categories")
 # Threads hide the latency of network file systems; a task of some hundred files hides the cost of a thread pool.
 _CHECK_THREADS = 16
 _CHECK_CHUNK = 256
+CHECK_TIMEOUT = 600.0  # seconds
 
 
 class AnnotatedImages:
@@ -37,6 +39,7 @@ class AnnotatedImages:
         class_names: see `CocoSource`.
         category_ids: see `CocoSource`.
         check_images: see `CocoSource`.
+        timeout: see `CocoSource`.
         report: findings that were made before, to be continued.
     """
 
@@ -49,6 +52,7 @@ class AnnotatedImages:
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
         check_images: bool = True,
+        timeout: float = CHECK_TIMEOUT,
         report: DataReport | None = None,
     ) -> None:
         self.report = DataReport() if report is None else report
@@ -61,7 +65,7 @@ class AnnotatedImages:
             report=self.report,
         )
         listed, skipped_ids = read_image_entries(document["images"], where=where, report=self.report)
-        kept = _readable(self._folder, listed, check_images=check_images, report=self.report)
+        kept = _readable(self._folder, listed, check_images=check_images, timeout=timeout, report=self.report)
         if not kept:
             raise DataError(_nothing_remains(self._folder, where, len(document["images"]), self.report))
         self._file_names = [entry.file_name for entry in kept]
@@ -205,8 +209,10 @@ class CocoSource(AnnotatedImages):
             annotations of other classes are left out, and every name must be in the JSON.
         category_ids: as `class_names`, by category id. With both given, label k is id `category_ids[k]` named
             `class_names[k]`, also if the JSON lacks it.
+        timeout: the longest wait, in seconds, for the look at some hundred image files.
 
     Raises:
+        StalledError: a disk or network folder hangs.
         DataError: if the file or folder is missing, the JSON is invalid or has not the members of a COCO annotation
             file, its categories are contradictory, or no readable image remains.
     """
@@ -219,6 +225,7 @@ class CocoSource(AnnotatedImages):
         check_images: bool = True,
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
+        timeout: float = CHECK_TIMEOUT,
     ) -> None:
         document = read_coco_json(annotations)
         require_folder(images, "images folder")
@@ -229,6 +236,7 @@ class CocoSource(AnnotatedImages):
             class_names=class_names,
             category_ids=category_ids,
             check_images=check_images,
+            timeout=timeout,
         )
 
 
@@ -296,7 +304,9 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _readable(folder: str, entries: list[ImageEntry], *, check_images: bool, report: DataReport) -> list[ImageEntry]:
+def _readable(
+    folder: str, entries: list[ImageEntry], *, check_images: bool, timeout: float, report: DataReport
+) -> list[ImageEntry]:
     """Returns the entries whose file looks whole and has the annotated size, each with its size."""
     to_check = [entry for entry in entries if check_images or entry.size is None]
 
@@ -307,8 +317,12 @@ def _readable(folder: str, entries: list[ImageEntry], *, check_images: bool, rep
         ]
 
     chunks = [to_check[start : start + _CHECK_CHUNK] for start in range(0, len(to_check), _CHECK_CHUNK)]
-    with concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS) as pool:
-        results = iter([result for results in pool.map(check, chunks) for result in results])
+    pool = concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS)
+    try:
+        checked = with_deadline(pool.map(check, chunks), timeout, what=f"check of {_CHECK_CHUNK} images in {folder}")
+        results = itertools.chain.from_iterable(list(checked))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a thread that hangs would be waited for
     kept = []
     for entry in entries:
         if not check_images and entry.size is not None:

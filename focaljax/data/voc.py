@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 from xml.parsers import expat
 
-from focaljax.data.coco import AnnotatedImages, require_folder
+from focaljax.data.coco import CHECK_TIMEOUT, AnnotatedImages, require_folder
 from focaljax.data.example import DataError
 from focaljax.data.files import read_regular_file
 from focaljax.data.repair import leaves_folder
@@ -35,10 +35,11 @@ class VocSource(AnnotatedImages):
             boxes are pixel edges. Most tools that write this format write edges, hence the default.
         difficult: what becomes of objects marked `difficult`: 'ignore' treats them as crowds, neither target nor
             background, and not counted in the evaluation; 'keep' takes them as objects like others.
-        check_images: as for `focaljax.data.coco.CocoSource`.
+        check_images, timeout: as for `focaljax.data.coco.CocoSource`.
 
     Raises:
         DataError: if a folder or the split is missing or empty, no class is found, or no readable image remains.
+        StalledError: a disk or network folder hangs.
         ValueError: if `difficult` is none of the two.
     """
 
@@ -52,6 +53,7 @@ class VocSource(AnnotatedImages):
         one_based: bool = False,
         difficult: Literal["keep", "ignore"] = "ignore",
         check_images: bool = True,
+        timeout: float = CHECK_TIMEOUT,
     ) -> None:
         if difficult not in ("keep", "ignore"):
             raise ValueError(f"difficult must be 'keep' or 'ignore', got {difficult!r}")
@@ -90,6 +92,7 @@ class VocSource(AnnotatedImages):
             class_names=classes,
             category_ids=range(1, len(classes) + 1),
             check_images=check_images,
+            timeout=timeout,
             report=report,
         )
 
