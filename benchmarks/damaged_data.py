@@ -283,7 +283,8 @@ def main() -> int:
             return 1
         report = (folder / "run" / "data_report_train.txt").read_text().splitlines()
         wrong = compare(done, report)
-        wrong += [f"output that steers a terminal: {line!r}" for line in process.stdout.splitlines() if "\x1b" in line]
+        shown = [*process.stdout.splitlines(), *process.stderr.splitlines()]
+        wrong += [f"output that steers a terminal: {line!r}" for line in shown if "\x1b" in line]
         records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         losses = [record["loss"] for record in records if record["split"] == "train"]
         steps = -(-arguments.images // BATCH)
