@@ -42,7 +42,9 @@ def test_an_error_that_quotes_escapes_and_megabytes_is_one_short_line(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, "[" + "9" * 5000 + "]", '[{"id": 1, "name": ["cat"]}]', '[{"id": "1", "name": "cat"}]', "5"]
+    "text",
+    ["[" * 100_000, "[" + "9" * 5000 + "]", '[{"id": 1, "name": ["cat"]}]', '[{"id": "1", "name": "cat"}]', "5"],
+    ids=["deep", "5000 digits", "name that is a list", "id that is text", "number"],
 )
 def test_hostile_classes_are_a_clear_error(tmp_path, text):
     (tmp_path / "classes.json").write_text(text)

@@ -394,7 +394,9 @@ def test_coco_sample_is_read_as_it_is(split, images, annotations, crowds):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"images": [' + "9" * 5000 + "]}", '{"images": [1e999999, -' + "1" * 99_999 + "]}"]
+    "text",
+    ["[" * 100_000, '{"images": [' + "9" * 5000 + "]}", '{"images": [1e999999, -' + "1" * 99_999 + "]}"],
+    ids=["deep", "5000 digits", "99999 digits"],
 )
 def test_deep_nesting_and_endless_numbers_are_one_clear_error(load, text):
     with pytest.raises(DataError, match=r"annotations\.json") as error:

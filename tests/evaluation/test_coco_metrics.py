@@ -355,7 +355,7 @@ def test_markup_and_escapes_in_title_and_class_names_are_shown_as_they_are():
     assert "\x1b" not in shown
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[" + "9" * 5000 + "]"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" + "9" * 5000 + "]"], ids=["deep", "5000 digits"])
 def test_deep_nesting_and_endless_numbers_in_results_are_one_clear_error(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(DataError, match=r"r\.json") as error:
