@@ -22,6 +22,7 @@ from focaljax.data import pipeline
 from focaljax.data.cache import CachedSource
 from focaljax.data.deadline import with_deadline
 from focaljax.data.example import Source
+from focaljax.data.report import printable
 from focaljax.data.subset import FirstImages
 from focaljax.data.transforms import Augmentation
 from focaljax.losses import INITIAL_EMA_NORMALIZER
@@ -68,8 +69,11 @@ def load_classes(workdir: pathlib.Path) -> Classes:
     path = workdir / "classes.json"
     try:
         categories = json.loads(path.read_text())
-        return Classes(tuple(entry["name"] for entry in categories), tuple(entry["id"] for entry in categories))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names, ids = (tuple(entry[key] for entry in categories) for key in ("name", "id"))
+        if not all(isinstance(name, str) for name in names) or not all(type(k) is int for k in ids):
+            raise TypeError("a class needs a text as its name and an integer as its id")
+        return Classes(names, ids)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read ({error}): is {workdir} that of a run of `focaljax train`?") from None
 
 
@@ -103,7 +107,11 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
         _require(config, f"data.{split}.images", f"data.{split}.annotations")
         category_ids = () if classes is None else classes.category_ids
         return CocoSource(
-            root / part.images, root / part.annotations, class_names=class_names, category_ids=category_ids
+            root / part.images,
+            root / part.annotations,
+            class_names=class_names,
+            category_ids=category_ids,
+            timeout=data.timeout,
         )
     if data.source == "voc":
         from focaljax.data.voc import VocSource
@@ -114,6 +122,7 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
             root / part.annotations,
             split=root / part.name if part.name else None,
             class_names=class_names,
+            timeout=data.timeout,
         )
     from focaljax.data.tfds_source import TfdsSource
 
@@ -337,10 +346,17 @@ def report_data(source: Source, split: str, workdir: pathlib.Path | None = None)
     say(f"{split}: {len(source)} images, {len(source.class_names)} classes ({_shortened(source.class_names)})")
     for line in source.report.lines():
         print(f"  {split}: {line}", file=sys.stderr, flush=True)
-    findings = source.report.findings
-    if workdir is not None and findings and meshes.is_primary():
+    if workdir is not None:
+        write_data_report(source, split, workdir)
+
+
+def write_data_report(source: Source, split: str, workdir: pathlib.Path) -> None:
+    """Writes all that was found in a split to `WORKDIR/data_report_SPLIT.txt`, one finding a line, if there is any."""
+    findings = list(source.report.findings)
+    if findings and meshes.is_primary():
         path = workdir / f"data_report_{split}.txt"
-        path.write_text("".join(f"{finding.kind}: {finding}\n" for finding in findings))
+        text = "".join(f"{printable(finding.kind)}: {finding}\n" for finding in findings)
+        path.write_text(text, encoding="utf-8")
         say(f"  all {len(findings)} findings: {path}")
 
 

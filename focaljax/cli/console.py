@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Self, TypeVar
 
 import rich.console
+import rich.markup
 import rich.progress
 
+from focaljax.data.report import printable
 from focaljax.training.loop import Progress
 from focaljax.training.programs import Compilation
 
@@ -18,8 +20,13 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 def say(message: str) -> None:
-    """Prints one line of what the program is doing, at once and whole: other threads print too."""
-    sys.stdout.write(f"{message}\n")
+    """Prints one line of what the program is doing, at once and whole: other threads print too.
+
+    Names from data may be in it: see `printable`. A terminal or file that lacks a character gets its escape.
+    """
+    line = printable(message)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     sys.stdout.flush()
 
 
@@ -79,10 +86,9 @@ class ProgressLine:
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Yields the items, with a progress bar in a terminal and nothing elsewhere."""
     console = rich.console.Console()
+    shown = rich.markup.escape(printable(description))  # folders' names are in it
     return iter(
-        rich.progress.track(
-            items, description, total=total, console=console, transient=True, disable=not console.is_terminal
-        )
+        rich.progress.track(items, shown, total=total, console=console, transient=True, disable=not console.is_terminal)
     )
 
 

@@ -16,6 +16,9 @@ VERBS = {
     "bench": "speed of losses, training, input, suppression, evaluation and prediction, beside their peers",
 }
 
+# An error may quote what a file holds; what to do about it comes at the end.
+_LONGEST_LINE = 4000
+
 # Verbs that give what follows their first argument to another program, --help included.
 _PASSING_ON = ("bench",)
 
@@ -140,7 +143,12 @@ def _fail_verb(message: str, code: int, *, hangs: bool = False) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"focaljax: {' '.join(message.split())}", file=sys.stderr)
+    from focaljax.data.report import printable
+
+    line = printable(" ".join(message.split()))
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    print(f"focaljax: {line}", file=sys.stderr)
     return code
 
 

@@ -141,8 +141,8 @@ def image_ids_of(files: Sequence[pathlib.Path]) -> list[int]:
     return numbers if is_named_by_numbers else list(range(1, len(files) + 1))
 
 
-def picture_names(files: Sequence[pathlib.Path]) -> list[str]:
-    """Returns another `STEM.jpg` for each file, with its place among them where several have that stem.
+def picture_names(files: Sequence[pathlib.PurePath], *, suffix: str = ".jpg") -> list[str]:
+    """Returns another `STEM.jpg` (or another suffix) for each file, with its place where several have that stem.
 
     Example:
         >>> picture_names([pathlib.Path(name) for name in ("a/cat.png", "dog.jpg", "b/cat.png")])
@@ -158,7 +158,7 @@ def picture_names(files: Sequence[pathlib.Path]) -> list[str]:
             while name in taken:
                 name += "_"
             taken.add(name)
-        names.append(f"{name}.jpg")
+        names.append(f"{name}{suffix}")
     return names
 
 
@@ -169,14 +169,14 @@ def read_class_names(path: pathlib.Path) -> list[str]:
         UsageError: the file is missing, empty or of another kind.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes={path} cannot be read: {error}") from None
     names: Any = [line.strip() for line in text.splitlines() if line.strip()]
     if text.lstrip().startswith(("[", "{")):
         try:
             names = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, a number of too many digits, or nested too deeply
             raise UsageError(f"--classes={path} is not valid JSON: {error}") from None
     if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"--classes={path} must hold a JSON list of names, or one name a line")

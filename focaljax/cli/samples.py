@@ -14,6 +14,7 @@ Example:
 
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ from focaljax.cli import build
 from focaljax.cli.config import load_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, track
 from focaljax.cli.main import UsageError
+from focaljax.cli.predict import picture_names
 from focaljax.data.subset import FirstImages
 from focaljax.evaluation.drawing import contact_sheet, draw_detections, write_image
 
@@ -49,10 +51,11 @@ def main(arguments: Sequence[str]) -> int:
     truth = source.ground_truth()
     images = list(truth["images"])
     pictures: list[np.ndarray] = []
+    names = picture_names([pathlib.PurePath(_safe_name(image["file_name"])) for image in images], suffix=".png")
     for index in track(range(len(source)), "writing images", len(source)):
         example = source[index]
         # PNG: lossless, so that these files train like their source.
-        images[index] = {**images[index], "file_name": f"{pathlib.PurePath(example.file_name).stem}.png"}
+        images[index] = {**images[index], "file_name": names[index]}
         write_image(out / "images" / images[index]["file_name"], example.image)
         if len(pictures) < _MOST_ON_SHEET:
             boxes, labels, is_crowd = example.boxes_xyxy, example.labels, example.is_crowd
@@ -62,3 +65,11 @@ def main(arguments: Sequence[str]) -> int:
     objects = len(truth["annotations"])
     say(f"wrote {len(images)} images with {objects} objects to {out}: images/, annotations.json, sheet.jpg")
     return 0
+
+
+def _safe_name(file_name: str) -> str:
+    """Returns a file's name without folders and without characters that some file system or terminal would act on."""
+    stem = pathlib.PurePath(file_name.replace("\\", "/")).stem
+    # 60 letters of 4 bytes, the suffix and a number are below the 255 bytes that file systems allow.
+    short = re.sub(r"[^\w.-]", "_", stem)[:60].strip(".")
+    return f"{short or 'image'}.png"

@@ -108,6 +108,7 @@ def _train(
 ) -> int:
     build.report_data(source, "train", workdir)
     build.report_data(evaluation_source, config.eval.split, workdir)
+    findings_at_start = len(source.report.findings), len(evaluation_source.report.findings)
     if meshes.is_primary():
         save_config(config, workdir)
         build.save_classes(source, workdir)
@@ -167,6 +168,13 @@ def _train(
                 on_nonfinite=functools.partial(_report_nonfinite, workdir=workdir),
                 stops_at_nonfinite=config.optim.nonfinite == "stop",
             )
+    # Damage in the middle of a file shows only when it is read.
+    for source_of_split, split, count in (
+        (source, "train", findings_at_start[0]),
+        (evaluation_source, config.eval.split, findings_at_start[1]),
+    ):
+        if len(source_of_split.report.findings) > count:
+            build.write_data_report(source_of_split, split, workdir)
     if meshes.is_primary():
         write_curves(workdir / "curves.png", read_metrics(workdir), split=config.eval.split)
     if stopped_by is not None:

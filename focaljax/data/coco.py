@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from focaljax.data import images as image_files
+from focaljax.data.deadline import with_deadline
 from focaljax.data.example import DataError, Example, UnreadableImageError
+from focaljax.data.files import read_regular_file
 from focaljax.data.repair import ImageEntry, read_annotations, read_classes, read_image_entries, repair_boxes
 from focaljax.data.report import DataReport
 
@@ -21,6 +23,7 @@ _MEMBERS = ("images", "annotations", "categories")
 # Threads hide the latency of network file systems; a task of some hundred files hides the cost of a thread pool.
 _CHECK_THREADS = 16
 _CHECK_CHUNK = 256
+CHECK_TIMEOUT = 600.0  # seconds
 
 
 class AnnotatedImages:
@@ -36,6 +39,7 @@ class AnnotatedImages:
         class_names: see `CocoSource`.
         category_ids: see `CocoSource`.
         check_images: see `CocoSource`.
+        timeout: see `CocoSource`.
         report: findings that were made before, to be continued.
     """
 
@@ -48,6 +52,7 @@ class AnnotatedImages:
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
         check_images: bool = True,
+        timeout: float = CHECK_TIMEOUT,
         report: DataReport | None = None,
     ) -> None:
         self.report = DataReport() if report is None else report
@@ -60,7 +65,7 @@ class AnnotatedImages:
             report=self.report,
         )
         listed, skipped_ids = read_image_entries(document["images"], where=where, report=self.report)
-        kept = _readable(self._folder, listed, check_images=check_images, report=self.report)
+        kept = _readable(self._folder, listed, check_images=check_images, timeout=timeout, report=self.report)
         if not kept:
             raise DataError(_nothing_remains(self._folder, where, len(document["images"]), self.report))
         self._file_names = [entry.file_name for entry in kept]
@@ -112,7 +117,7 @@ class AnnotatedImages:
             raise IndexError(f"image index {index} is not in 0..{len(self) - 1}")
         file_name, image_id = self._file_names[index], self._image_ids[index]
         try:
-            encoded = pathlib.Path(self._folder, file_name).read_bytes()
+            encoded = read_regular_file(os.path.join(self._folder, file_name))
         except OSError as error:
             raise UnreadableImageError(f"{file_name} (image {image_id}): {error.strerror} in {self._folder}") from error
         height, width = self._sizes[index].tolist()
@@ -138,7 +143,7 @@ class AnnotatedImages:
         for file_name in self._file_names:
             try:
                 state = os.stat(os.path.join(self._folder, file_name))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: no file can have the name
                 digest.update(repr((file_name, None)).encode())
             else:
                 digest.update(repr((file_name, state.st_size, state.st_mtime_ns)).encode())
@@ -148,12 +153,13 @@ class AnnotatedImages:
         """Returns the images kept with their annotations as they were, unclipped, in COCO's annotation form.
 
         Boxes, areas and crowd flags are those of the document, boxes of zero area included, so that AP equals that of
-        other evaluations of the same file. Left out are annotations that cannot be evaluated (no finite box, unknown
-        category) and outlines. A missing area becomes width times height. Annotation ids are kept if they are
-        distinct non-zero integers; else all are numbered from 1, as pycocotools takes id 0 for 'not matched'.
+        other evaluations of the same file. Left out are annotations that cannot be evaluated (no finite box, a width
+        or height below 0, unknown category) and outlines. A missing area becomes width times height. Annotation ids
+        are kept if they are distinct non-zero integers; else all are numbered from 1, as pycocotools takes id 0 for
+        'not matched'.
         """
         truth = self._truth
-        is_finite = np.isfinite(truth.bbox).all(axis=1) & np.isfinite(truth.area)
+        is_box = np.isfinite(truth.bbox).all(axis=1) & np.isfinite(truth.area) & (truth.bbox[:, 2:] >= 0).all(axis=1)
         columns = zip(
             truth.ids.tolist(),
             truth.image_index.tolist(),
@@ -178,7 +184,7 @@ class AnnotatedImages:
                     "iscrowd": int(is_crowd),
                     "ignore": int(is_crowd),
                 }
-                for annotation_id, image_index, label, bbox, area, is_crowd in itertools.compress(columns, is_finite)
+                for annotation_id, image_index, label, bbox, area, is_crowd in itertools.compress(columns, is_box)
             ],
             "categories": [{"id": k, "name": name} for k, name in zip(self.category_ids, self.class_names)],
         }
@@ -203,8 +209,10 @@ class CocoSource(AnnotatedImages):
             annotations of other classes are left out, and every name must be in the JSON.
         category_ids: as `class_names`, by category id. With both given, label k is id `category_ids[k]` named
             `class_names[k]`, also if the JSON lacks it.
+        timeout: the longest wait, in seconds, for the look at some hundred image files.
 
     Raises:
+        StalledError: a disk or network folder hangs.
         DataError: if the file or folder is missing, the JSON is invalid or has not the members of a COCO annotation
             file, its categories are contradictory, or no readable image remains.
     """
@@ -217,6 +225,7 @@ class CocoSource(AnnotatedImages):
         check_images: bool = True,
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
+        timeout: float = CHECK_TIMEOUT,
     ) -> None:
         document = read_coco_json(annotations)
         require_folder(images, "images folder")
@@ -227,6 +236,7 @@ class CocoSource(AnnotatedImages):
             class_names=class_names,
             category_ids=category_ids,
             check_images=check_images,
+            timeout=timeout,
         )
 
 
@@ -260,6 +270,8 @@ def read_coco_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise DataError(f"annotation file {name} is nested too deeply for a COCO annotation file") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise DataError(f"annotation file {name} holds a number that is none of COCO's: {error}") from None
     if not isinstance(document, dict):
         raise DataError(
             f"annotation file {name} holds a JSON {type(document).__name__}; expected an object with the lists "
@@ -292,7 +304,9 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _readable(folder: str, entries: list[ImageEntry], *, check_images: bool, report: DataReport) -> list[ImageEntry]:
+def _readable(
+    folder: str, entries: list[ImageEntry], *, check_images: bool, timeout: float, report: DataReport
+) -> list[ImageEntry]:
     """Returns the entries whose file looks whole and has the annotated size, each with its size."""
     to_check = [entry for entry in entries if check_images or entry.size is None]
 
@@ -303,8 +317,12 @@ def _readable(folder: str, entries: list[ImageEntry], *, check_images: bool, rep
         ]
 
     chunks = [to_check[start : start + _CHECK_CHUNK] for start in range(0, len(to_check), _CHECK_CHUNK)]
-    with concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS) as pool:
-        results = iter([result for results in pool.map(check, chunks) for result in results])
+    pool = concurrent.futures.ThreadPoolExecutor(_CHECK_THREADS)
+    try:
+        checked = with_deadline(pool.map(check, chunks), timeout, what=f"check of {_CHECK_CHUNK} images in {folder}")
+        results = itertools.chain.from_iterable(list(checked))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a thread that hangs would be waited for
     kept = []
     for entry in entries:
         if not check_images and entry.size is not None:

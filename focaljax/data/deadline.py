@@ -14,12 +14,13 @@ class StalledError(DataError):
     """The data did not come in time; the threads that read it may hang for ever."""
 
 
-def with_deadline(items: Iterator[T], seconds: float) -> Generator[T, None, None]:
+def with_deadline(items: Iterator[T], seconds: float, *, what: str = "batch") -> Generator[T, None, None]:
     """Yields the items, which another thread takes one ahead; an error of theirs comes out where the item would.
 
     Args:
         items: such as batches that threads read from files.
         seconds: the longest wait for the next one; above 0.
+        what: an item is, for the message.
 
     Raises:
         StalledError: the next item did not come in time, or the thread that takes them is gone.
@@ -60,7 +61,7 @@ def with_deadline(items: Iterator[T], seconds: float) -> Generator[T, None, None
                 kind, value = found.get(timeout=seconds)
             except queue.Empty:
                 raise StalledError(
-                    f"no batch came within {seconds:g} s (data.timeout): a disk or network folder hangs, or a thread "
+                    f"no {what} came within {seconds:g} s (data.timeout): a disk or network folder hangs, or a thread "
                     "that reads died; check that the images can be read, then start the same command again"
                 ) from None
             if kind == "end":

@@ -8,6 +8,7 @@ import numpy as np
 import simplejpeg
 
 from focaljax.data.example import UnreadableImageError
+from focaljax.data.files import open_regular_file, read_regular_file
 
 # The input pipeline has one thread a core; OpenCV's own threads would compete with them.
 cv2.setNumThreads(1)
@@ -17,6 +18,11 @@ NO_ACCESS = "image file cannot be opened"
 EMPTY = "image file empty"
 TRUNCATED = "image file truncated"
 UNDECODABLE = "image file not decodable"
+TOO_LARGE = "image file declares more pixels than are decoded"
+
+# A few bytes can declare any size, and decoding would fill the memory: three bytes a pixel, in each thread. The
+# largest cameras of phones have 200 million pixels.
+MAX_PIXELS = 2**28
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
@@ -25,6 +31,7 @@ _PNG_END = b"IEND"
 # Most headers fit; where metadata pushes the size further back, the whole file is read.
 _HEAD_BYTES = 16384
 _TAIL_BYTES = 1024
+_TIFF_LONG = 4  # the type of a number of 32 bits
 # EXIF orientations 5 to 8 exchange height and width.
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 # What cv2.flip does after the transposition, if any: 1 left-right, 0 upside down, -1 both.
@@ -50,7 +57,8 @@ def decode_image(
             pixels are turned upright. Any other difference is an error, as the boxes would not fit.
 
     Raises:
-        UnreadableImageError: if the bytes cannot be decoded in full, or have another size than expected.
+        UnreadableImageError: if the bytes cannot be decoded in full, have another size than expected, or declare more
+            than `MAX_PIXELS` pixels, in which case nothing is decoded.
 
     Example:
         >>> import cv2, numpy as np
@@ -99,21 +107,22 @@ def check_image_file(
 
     Returns:
         The reason is one of the constants of this module (`MISSING`, `NO_ACCESS`, `EMPTY`, `TRUNCATED`,
-        `UNDECODABLE`), the same for all files with one fault.
+        `UNDECODABLE`, `TOO_LARGE`), the same for all files with one fault. Only files are opened: a named pipe, which
+        would hang, and a device, which may have no end, are `NO_ACCESS`.
     """
     try:
         head, tail = _read_ends(path)
     except FileNotFoundError:
         return MISSING, None
-    # ValueError: the name holds a NUL character.
-    except (OSError, ValueError):
+    except OSError:
         return NO_ACCESS, None
     if not head:
         return EMPTY, None
     size = _size_from_header(head)
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        return TOO_LARGE, None
     if size is None or not _has_end_mark(head, tail):
-        with open(path, "rb") as file:
-            head = file.read()
+        head = read_regular_file(path)
         image, reason = _decode_pixels(head)
         if image is None:
             return reason.split(" (", 1)[0], None
@@ -152,19 +161,26 @@ def exif_orientation(encoded: bytes) -> int:
 
 def _orientation_from_tiff(tiff: bytes) -> int:
     """Returns the value of tag 0x0112 in the first directory of an EXIF block."""
+    value = _tiff_value(tiff, 0x0112)
+    return value if value is not None and 1 <= value <= 8 else 1
+
+
+def _tiff_value(tiff: bytes, wanted: int) -> int | None:
+    """Returns the number that a tag has in the first directory of a TIFF, None if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
-        return 1
+        return None
     try:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)
         (entries,) = struct.unpack_from(order + "H", tiff, directory)
         for entry in range(entries):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
+            tag, kind = struct.unpack_from(order + "HH", tiff, directory + 2 + 12 * entry)
+            if tag == wanted:
+                is_long = kind == _TIFF_LONG
+                return struct.unpack_from(order + ("I" if is_long else "H"), tiff, directory + 10 + 12 * entry)[0]
     except struct.error:
         pass
-    return 1
+    return None
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -179,6 +195,9 @@ def _decode_pixels(encoded: bytes) -> tuple[np.ndarray | None, str]:
     """Returns (RGB pixels as stored, '') or (None, reason)."""
     if not encoded:
         return None, EMPTY
+    declared = _size_from_header(encoded)
+    if declared is not None and declared[0] * declared[1] > MAX_PIXELS:
+        return None, f"{TOO_LARGE} ({declared[0]} x {declared[1]}, the most is {MAX_PIXELS} in all: cut or reduce it)"
     if encoded[:2] == _JPEG_START:
         try:
             return simplejpeg.decode_jpeg(encoded, "RGB"), ""
@@ -203,7 +222,7 @@ def _decode_pixels(encoded: bytes) -> tuple[np.ndarray | None, str]:
 
 def _read_ends(path: str | os.PathLike[str]) -> tuple[bytes, bytes]:
     """Returns the first and last bytes of a file; the whole file as both, if it is short."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular_file(path) as file:
         head = file.read(_HEAD_BYTES)
         if len(head) < _HEAD_BYTES:
             return head, head[-_TAIL_BYTES:]
@@ -212,7 +231,11 @@ def _read_ends(path: str | os.PathLike[str]) -> tuple[bytes, bytes]:
 
 
 def _size_from_header(head: bytes) -> tuple[int, int] | None:
-    """Returns (height, width) of a JPEG or PNG from the first part of its file, None if it does not say."""
+    """Returns (height, width) as an image file's first part declares it, None if it does not say.
+
+    Of JPEG, PNG, BMP, GIF, WebP and TIFF; OpenCV bounds all others at 2^30 pixels. A TIFF may say it anywhere, so all
+    of the file is needed.
+    """
     if head[:2] == _JPEG_START:
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(head)
@@ -220,10 +243,21 @@ def _size_from_header(head: bytes) -> tuple[int, int] | None:
             return None
     elif head[:8] == _PNG_START and head[12:16] == b"IHDR" and len(head) >= 24:
         width, height = struct.unpack(">II", head[16:24])
+    elif head[:4] in (b"II*\0", b"MM\0*"):
+        width, height = (_tiff_value(head, tag) or 0 for tag in (0x0100, 0x0101))
+    elif head[:2] == b"BM" and len(head) >= 26:
+        width, height = map(abs, struct.unpack("<ii", head[18:26]))  # a height below 0: from the top
+    elif head[:4] == b"GIF8" and len(head) >= 10:
+        width, height = struct.unpack("<HH", head[6:10])
+    elif head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) >= 30:
+        width, height = (1 + int.from_bytes(head[start : start + 3], "little") for start in (24, 27))
     else:
-        return None
+        return None  # WebP's other forms have 14 bits a side
     return (height, width) if height > 0 and width > 0 else None
 
 
 def _has_end_mark(head: bytes, tail: bytes) -> bool:
-    return (_JPEG_END if head[:2] == _JPEG_START else _PNG_END) in tail
+    """Returns whether the last part of a JPEG or PNG has its end mark; False for formats without one."""
+    if head[:2] == _JPEG_START:
+        return _JPEG_END in tail
+    return head[:8] == _PNG_START and _PNG_END in tail

@@ -4,8 +4,10 @@ The readers here take the lists of a document in COCO's annotation form and give
 annotation are brought to that form first, so that each fault is treated alike everywhere.
 """
 
+import collections
 import dataclasses
 import difflib
+import reprlib
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
@@ -150,7 +152,8 @@ def read_classes(
     listed: dict[int, str] = {}
     for entry in categories:
         if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
-            raise DataError(f'{where}: category {entry!r} must be {{"id": integer, "name": text}}; correct the entry')
+            shown = reprlib.repr(entry)
+            raise DataError(f'{where}: category {shown} must be {{"id": integer, "name": text}}; correct the entry')
         if entry["id"] in listed:
             raise DataError(
                 f"{where}: category id {entry['id']} stands for two classes, {listed[entry['id']]!r} and "
@@ -179,7 +182,7 @@ def read_classes(
                 raise DataError(f"{where} has no class {name!r}; {hint}")
         return names, tuple(id_of[name] for name in names)
     ids = tuple(sorted(listed))
-    repeated = {name for name in listed.values() if list(listed.values()).count(name) > 1}
+    repeated = {name for name, count in collections.Counter(listed.values()).items() if count > 1}
     for name in sorted(repeated):
         report.add(f"class name {name!r} with several category ids: id added to the name", where)
     return tuple(f"{listed[k]} ({k})" if listed[k] in repeated else listed[k] for k in ids), ids
@@ -328,9 +331,9 @@ def _is_id(value: Any) -> bool:
 
 
 def _pixels(value: Any) -> int | None:
-    """Returns a positive whole number as an integer, None for all else."""
+    """Returns a positive whole number as an integer, None for all else; no image has 2^31 pixels a side."""
     is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
-    return int(value) if is_whole and value > 0 else None
+    return int(value) if is_whole and 0 < value < 2**31 else None
 
 
 def _look_up(table: dict[Hashable, int], keys: list[Any]) -> list[int]:

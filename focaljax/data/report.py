@@ -2,7 +2,30 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterable
+
+# Control characters, among them those that steer a terminal; line separators; what turns the direction of writing, so
+# that a name reads as another; and halves of surrogate pairs, which no encoding can write.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def printable(text: str) -> str:
+    r"""Returns the text as one line that can be shown and written anywhere, with escapes for what could not.
+
+    For names that come from files: a line break in one would forge a line of a report, and an escape character would
+    steer the terminal. All other characters stay as they are.
+
+    Example:
+        >>> print(printable("chat\x1b[2J\n日本"))
+        chat\x1b[2J\x0a日本
+    """
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +35,7 @@ class Finding:
     Attributes:
         kind: the fault in a few words, the same for all faults of its kind, with what was done about it
             (`'box outside the image: clipped'`).
-        file_name: the image or annotation file.
+        file_name: the image or annotation file, as the data names it; `str` of a finding shows it by `printable`.
         image_id: the image's id, or None where there is none.
         annotation_id: the annotation's id, or None.
     """
@@ -28,7 +51,7 @@ class Finding:
             for name, value in (("image", self.image_id), ("annotation", self.annotation_id))
             if value is not None
         ]
-        return f"{self.file_name} ({', '.join(ids)})" if ids else self.file_name
+        return printable(f"{self.file_name} ({', '.join(ids)})" if ids else self.file_name)
 
 
 class DataReport:
@@ -47,9 +70,12 @@ class DataReport:
 
     def lines(self, examples: int = 3) -> list[str]:
         """Returns one line a kind, with its count and its first `examples` places; no lines if nothing was found."""
-        lines = []
-        for kind, count in self.counts().items():
-            places = [str(finding) for finding in self.findings if finding.kind == kind]
-            more = ", ..." if count > examples else ""
-            lines.append(f"{count} x {kind}: {', '.join(places[:examples])}{more}")
-        return lines
+        first: dict[str, list[str]] = {}
+        for finding in self.findings:
+            places = first.setdefault(finding.kind, [])
+            if len(places) < examples:
+                places.append(str(finding))
+        return [
+            printable(f"{count} x {kind}: {', '.join(first[kind])}{', ...' if count > examples else ''}")
+            for kind, count in self.counts().items()
+        ]

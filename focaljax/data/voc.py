@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 from xml.parsers import expat
 
-from focaljax.data.coco import AnnotatedImages, require_folder
+from focaljax.data.coco import CHECK_TIMEOUT, AnnotatedImages, require_folder
 from focaljax.data.example import DataError
+from focaljax.data.files import read_regular_file
 from focaljax.data.repair import leaves_folder
 from focaljax.data.report import DataReport
 
@@ -34,10 +35,11 @@ class VocSource(AnnotatedImages):
             boxes are pixel edges. Most tools that write this format write edges, hence the default.
         difficult: what becomes of objects marked `difficult`: 'ignore' treats them as crowds, neither target nor
             background, and not counted in the evaluation; 'keep' takes them as objects like others.
-        check_images: as for `focaljax.data.coco.CocoSource`.
+        check_images, timeout: as for `focaljax.data.coco.CocoSource`.
 
     Raises:
         DataError: if a folder or the split is missing or empty, no class is found, or no readable image remains.
+        StalledError: a disk or network folder hangs.
         ValueError: if `difficult` is none of the two.
     """
 
@@ -51,6 +53,7 @@ class VocSource(AnnotatedImages):
         one_based: bool = False,
         difficult: Literal["keep", "ignore"] = "ignore",
         check_images: bool = True,
+        timeout: float = CHECK_TIMEOUT,
     ) -> None:
         if difficult not in ("keep", "ignore"):
             raise ValueError(f"difficult must be 'keep' or 'ignore', got {difficult!r}")
@@ -89,6 +92,7 @@ class VocSource(AnnotatedImages):
             class_names=classes,
             category_ids=range(1, len(classes) + 1),
             check_images=check_images,
+            timeout=timeout,
             report=report,
         )
 
@@ -140,16 +144,16 @@ def _read_xml(folder: str, name: str, image_id: int, report: DataReport) -> Elem
         report.add("name that leads out of the annotations folder: image skipped", file_name, image_id=image_id)
         return None
     try:
-        content = pathlib.Path(folder, file_name).read_bytes()
+        content = read_regular_file(os.path.join(folder, file_name))
     except FileNotFoundError:
         report.add("annotation file missing: image skipped", file_name, image_id=image_id)
         return None
-    except (OSError, ValueError):
+    except OSError:
         report.add("annotation file cannot be opened: image skipped", file_name, image_id=image_id)
         return None
     try:
         root = parse_xml(content)
-    except (expat.ExpatError, ValueError):
+    except (expat.ExpatError, ValueError, LookupError):
         report.add(
             "annotation file is not valid XML, or has a document type: image skipped", file_name, image_id=image_id
         )
@@ -171,7 +175,9 @@ def parse_xml(content: bytes) -> ElementTree.Element:
 
     Raises:
         xml.parsers.expat.ExpatError: if the document is not well-formed.
-        ValueError: if it declares a document type.
+        ValueError: if it declares a document type, or an encoding of several bytes a character other than UTF-8 and
+            UTF-16.
+        LookupError: if it declares an encoding that is none.
 
     Example:
         >>> parse_xml(b"<annotation><folder>a</folder></annotation>").findtext("folder")

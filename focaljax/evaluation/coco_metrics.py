@@ -15,6 +15,7 @@ import rich.table
 import rich.text
 
 from focaljax.data.example import DataError
+from focaljax.data.report import printable
 from focaljax.evaluation.coco_engines import precision_and_recall
 from focaljax.evaluation.coco_tables import detection_table, find_form_fault, numbered, object_table
 
@@ -171,7 +172,11 @@ def metrics_table(metrics: CocoMetrics, *, title: str | None = None) -> rich.con
         metrics: what `evaluate_detections` gave; undefined numbers are shown as `-`.
         title: a line above the tables, such as the name of the split.
     """
-    overall = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    overall = rich.table.Table(
+        title=None if title is None else rich.text.Text(printable(title)),
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+    )
     overall.add_column("metric")
     overall.add_column("value", justify="right")
     overall.add_column("meaning")
@@ -183,7 +188,9 @@ def metrics_table(metrics: CocoMetrics, *, title: str | None = None) -> rich.con
         by_class.add_column(name, justify="right")
     for class_name, values in metrics.per_class.items():
         numbers = [_shown(getattr(values, name)) for name in names]
-        by_class.add_row(rich.text.Text(class_name), *numbers, str(values.ground_truths), str(values.detections))
+        by_class.add_row(
+            rich.text.Text(printable(class_name)), *numbers, str(values.ground_truths), str(values.detections)
+        )
     return rich.console.Group(overall, by_class)
 
 
@@ -246,6 +253,10 @@ def read_coco_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{path} is not valid JSON ({where}: {error.msg}); was it written to its end?") from error
+    except RecursionError:
+        raise DataError(f"{path} is nested too deeply for a JSON list of detections") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise DataError(f"{path} holds a number that no detection has: {error}") from None
     if not isinstance(detections, list):
         hint = ": this is an annotation file" if isinstance(detections, dict) and "annotations" in detections else ""
         raise DataError(f"{path} holds a JSON {type(detections).__name__}, expected a list of detections{hint}")

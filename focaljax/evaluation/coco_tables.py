@@ -3,6 +3,7 @@
 import itertools
 import math
 import operator
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -148,8 +149,8 @@ def _numbers(ids: Sequence[Any], numbers: Mapping[Any, int]) -> np.ndarray:
 def _fault(detection: Any) -> str | None:
     """Says what is wrong with a detection, or None."""
     fault = _form_fault(detection) or _box_fault(detection["bbox"])
-    if not fault and not math.isfinite(detection["score"]):
-        return f"has the score {detection['score']}, expected a finite number"
+    if not fault and not _is_finite(detection["score"]):
+        return f"has the score {reprlib.repr(detection['score'])}, expected a finite number"
     return fault
 
 
@@ -162,18 +163,28 @@ def _form_fault(detection: Any) -> str | None:
         return f"has no {' and no '.join(missing)}"
     for key in ("image_id", "category_id"):
         if not isinstance(detection[key], _ID_TYPES):
-            return f"has the {key} {detection[key]!r}, expected an id"
+            return f"has the {key} {reprlib.repr(detection[key])}, expected an id"
     if not isinstance(detection["score"], _NUMBER_TYPES):
-        return f"has the score {detection['score']!r}, expected a number"
-    return None if _is_box(detection["bbox"]) else f"has the bbox {detection['bbox']!r}, expected [x, y, width, height]"
+        return f"has the score {reprlib.repr(detection['score'])}, expected a number"
+    if _is_box(detection["bbox"]):
+        return None
+    return f"has the bbox {reprlib.repr(detection['bbox'])}, expected [x, y, width, height]"
 
 
 def _is_box(bbox: Any) -> bool:
     return isinstance(bbox, _BOX_TYPES) and len(bbox) == 4 and all(isinstance(value, _NUMBER_TYPES) for value in bbox)
 
 
+def _is_finite(value: Any) -> bool:
+    """Says whether a number is finite as a float: an integer of 400 digits is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _box_fault(bbox: Any) -> str | None:
     """Says what is wrong with a box, or None; a box of no area is in order."""
-    if _is_box(bbox) and all(map(math.isfinite, bbox)) and bbox[2] >= 0 and bbox[3] >= 0:
+    if _is_box(bbox) and all(map(_is_finite, bbox)) and bbox[2] >= 0 and bbox[3] >= 0:
         return None
-    return f"has the bbox {bbox!r}, expected four finite numbers [x, y, width, height], no size below 0"
+    return f"has the bbox {reprlib.repr(bbox)}, expected four finite numbers [x, y, width, height], no size below 0"

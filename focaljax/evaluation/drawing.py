@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from focaljax.data.example import Example
+from focaljax.data.report import printable
 from focaljax.evaluation.detections import ImageDetections
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -32,6 +33,8 @@ _FIRST_COLOURS = (
 _COMFORTABLE_SIDE = 576
 _LARGEST_ENLARGEMENT = 4
 _JPEG_QUALITY = 93
+# Characters; more would only be measured to be cut off.
+_LONGEST_TEXT = 200
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -383,7 +386,11 @@ def _put_text(
 
 
 def _shortened(text: str, width: int, text_height: int) -> str:
-    """Returns the text, cut and with dots where it is wider than `width` pixels."""
+    """Returns the text, cut and with dots where it is wider than `width` pixels.
+
+    Names from data are drawn so that OpenCV can: it crashes on a lone surrogate, and takes line breaks as such.
+    """
+    text = printable(text[:_LONGEST_TEXT])
     if _text_width(text, text_height) <= width:
         return text
     while text and _text_width(text + "..", text_height) > width:

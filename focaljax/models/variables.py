@@ -86,14 +86,19 @@ def check_complete(variables: Mapping[str, Any]) -> dict[str, Any]:
         variables: 'params' and 'batch_stats'; of a backbone alone nothing is checked but which it is.
 
     Raises:
-        WeightsError: the backbone is none of `RESNETS`, or an array is missing, has no place or another shape.
+        WeightsError: the backbone is none of `RESNETS`, an array is missing, has no place or another shape, or no
+            `RetinaNet` has these levels or sizes.
     """
     model = infer_model(variables)
     if model["backbone"] is None:
         raise WeightsError("the backbone has the shapes of none of focaljax.models.resnet.RESNETS")
     if "num_classes" in model:
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-        check_variables(variables, jax.eval_shape(RetinaNet(**model).init, jax.random.key(0), images))
+        try:
+            expected_shapes = jax.eval_shape(RetinaNet(**model).init, jax.random.key(0), images)
+        except (ValueError, TypeError) as error:
+            raise WeightsError(f"no RetinaNet has what these variables show, {model}: {error}") from None
+        check_variables(variables, expected_shapes)
     return model
 
 
@@ -111,15 +116,18 @@ def infer_model(variables: Mapping[str, Any]) -> dict[str, Any]:
         'anchors_per_position' and 'num_classes'.
 
     Raises:
-        WeightsError: an array from which these are read is missing.
+        WeightsError: an array from which these are read is missing, or has another number of sizes than it should.
     """
     flat = leaves_by_path(variables)
     parts = find_parts(flat, "focaljax")
 
-    def shape(path: str) -> tuple[int, ...]:
+    def shape(path: str, rank: int) -> tuple[int, ...]:
         if path not in flat:
             raise WeightsError(f"infer_model: {path} is missing: these are not the variables of a RetinaNet")
-        return tuple(flat[path][1].shape)
+        found = tuple(flat[path][1].shape)
+        if len(found) != rank or 0 in found:
+            raise WeightsError(f"infer_model: {path} has the shape {found}, expected {rank} sizes above 0")
+        return found
 
     is_group_norm = "backbone/bn1/group_norm/scale" in flat
     is_live = flat.get("backbone/bn1/scale", ("", None))[0] == "params"
@@ -130,11 +138,13 @@ def infer_model(variables: Mapping[str, Any]) -> dict[str, Any]:
     if not parts.is_detector:
         return model
     levels = parts.laterals + parts.tops
-    anchors = shape("box_head/output/bias")[0] // 4
-    *_, head_in, class_outputs = shape("class_head/output/kernel")
+    if not levels:
+        raise WeightsError("infer_model: the pyramid has no level: these are not the variables of a RetinaNet")
+    anchors = max(1, shape("box_head/output/bias", 1)[0] // 4)
+    *_, head_in, class_outputs = shape("class_head/output/kernel", 4)
     model |= {
         "levels": levels,
-        "fpn_channels": shape(f"fpn/lateral{levels[0]}/kernel")[-1],
+        "fpn_channels": shape(f"fpn/lateral{levels[0]}/kernel", 4)[-1],
         "head_depth": parts.depth,
         "head_channels": head_in,
         "head_norm": _head_norm(flat),
@@ -142,7 +152,7 @@ def infer_model(variables: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": class_outputs // anchors,
     }
     if 6 in levels:
-        model["p6_from"] = "p5" if shape("fpn/p6/kernel")[2] == model["fpn_channels"] else "c5"
+        model["p6_from"] = "p5" if shape("fpn/p6/kernel", 4)[2] == model["fpn_channels"] else "c5"
     return model
 
 

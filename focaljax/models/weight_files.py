@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib.util
+import io
 import os
 import pathlib
 import pickle
+import pickletools
+import re
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
@@ -19,13 +21,19 @@ from focaljax.models.weight_names import WeightsError
 READABLE = (".safetensors", ".npz", ".pth", ".pt", ".pkl")
 WRITABLE = (".safetensors", ".npz", ".pth", ".pt")
 
+# An archive that would unpack to more than both, in bytes and as a multiple of its own size, is a bomb.
+_ALWAYS_UNPACKED = 2**30
+_MOST_UNPACKED = 20
+_LONGEST_REASON = 300
+
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 
 def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Returns the state_dict in a file, dtypes unchanged.
 
-    No code in a file is ever run: arrays and plain containers are read, anything else is an error. A training
+    No code in a file is ever run: arrays and plain containers are read, anything else is an error; nor does a small
+    file fill the memory, whatever sizes it declares. A training
     checkpoint that holds its weights under 'model', 'state_dict' or 'model_state_dict' gives those, and the prefix
     'module.' of torch's parallel wrappers is taken off.
 
@@ -90,7 +98,7 @@ def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
         array = _as_array(value)
         if array is None or not isinstance(name, str):
             raise WeightsError(
-                f"{path}: the entry {name!r} is a {type(value).__name__}, expected an array of numbers; "
+                f"{path}: the entry {name!r:.100} is a {type(value).__name__}, expected an array of numbers; "
                 "save the state_dict alone"
             )
         arrays[name] = array
@@ -101,6 +109,8 @@ def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
 
 def _as_array(value: Any) -> np.ndarray | None:
     """Returns a numpy array of numbers for an array, a number or a torch tensor; None for anything else."""
+    if isinstance(value, _PickledArray):
+        return value.array
     if hasattr(value, "detach"):
         value = value.detach().cpu().contiguous()
         if str(value.dtype) == "torch.bfloat16":  # numpy has no such type of its own
@@ -117,7 +127,7 @@ def _as_array(value: Any) -> np.ndarray | None:
 
 def _read_safetensors(path: pathlib.Path) -> Any:
     safetensors = _import_safetensors(path)
-    with _damage(path, safetensors.SafetensorError):
+    with _damage(path):
         return safetensors.numpy.load_file(path)
 
 
@@ -135,12 +145,23 @@ def _import_safetensors(path: pathlib.Path) -> Any:
 
 
 def _read_npz(path: pathlib.Path) -> Any:
-    with _damage(path, zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError):
+    with _damage(path):
+        if zipfile.is_zipfile(path):
+            _check_unpacked_size(path)
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
             raise ValueError("it is an .npy file, one array without a name")
         with content:
             return {name: content[name] for name in content.files}
+
+
+def _check_unpacked_size(path: pathlib.Path) -> None:
+    """Raises if an archive would unpack to far more than it has: weights are numbers that hardly compress."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    packed = path.stat().st_size
+    if unpacked > max(_ALWAYS_UNPACKED, _MOST_UNPACKED * packed):
+        raise ValueError(f"its {packed} bytes would unpack to {unpacked}")
 
 
 def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray], file: BinaryIO) -> None:
@@ -167,7 +188,7 @@ def _read_torch(path: pathlib.Path) -> Any:
         )
     import torch
 
-    with _damage(path, RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError):
+    with _damage(path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # whose message advises to run whatever the file holds
@@ -186,54 +207,113 @@ def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray], file: Binary
 
 
 def _read_pickle(path: pathlib.Path) -> Any:
-    with _damage(path, pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):
-        with path.open("rb") as file:
-            # latin1: files of Python 2 keep the bytes of their arrays in strings.
-            return _ArraysOnly(file, encoding="latin1").load()
+    with _damage(path):
+        # From memory: sizes that the file declares are then cut off at its end before anything is allocated.
+        content = path.read_bytes()
+        _check_memo(content)
+        # latin1: files of Python 2 keep the bytes of their arrays in strings.
+        return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
 
 
-def _pickle_globals() -> dict[tuple[str, str], Callable[..., Any]]:
-    """Returns what arrays and plain containers call when they are unpickled, under numpy's old and new module names."""
-    from _codecs import encode
+def _check_memo(content: bytes) -> None:
+    """Raises if a pickle numbers its objects otherwise than one by one: the largest number decides about memory."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise ValueError(f"it numbers object {count} as {argument}")
 
-    array = np.zeros(1)
-    reconstruct = array.__reduce__()[0]
-    from_buffer = array.__reduce_ex__(5)[0]
-    scalar = np.float64(0).__reduce__()[0]
-    allowed: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): encode,
-        ("__builtin__", "bytes"): bytes,  # the empty array of an old protocol
-    }
-    for core in ("numpy.core", "numpy._core"):
-        allowed[f"{core}.multiarray", "_reconstruct"] = reconstruct
-        allowed[f"{core}.multiarray", "scalar"] = scalar
-        allowed[f"{core}.numeric", "_frombuffer"] = from_buffer
-    return allowed
+
+class _PickledDtype:
+    """In the place of `np.dtype` in a pickle: types of numbers alone."""
+
+    def __init__(self, name: object, *_: object) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"[biuf]\d{1,2}", name):
+            raise pickle.UnpicklingError(f"it holds an array of the type {name!r:.40}; only arrays of numbers are read")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _PickledArray:
+    """In the place of `np.ndarray` in a pickle.
+
+    numpy's own `__setstate__` believes what the file says of a type's inner flags, with which bytes become pointers.
+    """
+
+    def __init__(self, *_: object) -> None:
+        self.array: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, content = state
+        content = content.encode("latin1") if isinstance(content, str) else content
+        self.array = _array(content, dtype, shape, "F" if is_fortran else "C")
+
+
+class _PickledDict(dict):
+    """In the place of `OrderedDict` in a pickle; attributes, such as torch's `_metadata`, are left out."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _array(content: bytes, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
+    array = np.frombuffer(content, dtype.dtype)
+    # numpy 2.3 and later: memory in another order of the axes is 'K', with that order.
+    array = array.reshape(shape, order=order) if axes is None else array.reshape(shape).transpose(axes)
+    return array.copy(order="K")  # the bytes of the pickle cannot be written to
+
+
+def _scalar(dtype: Any, content: Any) -> np.ndarray:
+    return _array(content.encode("latin1") if isinstance(content, str) else content, dtype, (), "C")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes text as {encoding!r:.40}, expected latin1")
+    return text.encode("latin1")
+
+
+def _empty_bytes() -> bytes:
+    return b""
+
+
+# What arrays and plain containers call when they are unpickled -> what is called here.
+_PICKLE_GLOBALS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("collections", "OrderedDict"): _PickledDict,
+    ("_codecs", "encode"): _latin1,
+    ("__builtin__", "bytes"): _empty_bytes,  # the empty array of an old protocol
+    # numpy's old and new module names
+    **{(f"{core}.multiarray", "_reconstruct"): _PickledArray for core in ("numpy.core", "numpy._core")},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in ("numpy.core", "numpy._core")},
+    **{(f"{core}.numeric", "_frombuffer"): _array for core in ("numpy.core", "numpy._core")},
+}
 
 
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler of numpy arrays and plain containers: a pickle can otherwise run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = _pickle_globals()
-        if (module, name) not in allowed:
+        if (module, name) not in _PICKLE_GLOBALS:
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}; only numpy arrays and plain containers are read"
             )
-        return allowed[module, name]
+        return _PICKLE_GLOBALS[module, name]
 
 
 @contextlib.contextmanager
-def _damage(path: pathlib.Path, *errors: type[Exception]) -> Iterator[None]:
-    """Turns a library's error about a file's content into one line."""
+def _damage(path: pathlib.Path) -> Iterator[None]:
+    """Turns a library's error about a file's content into one line.
+
+    Any error: what zip, npy, pickle and torch raise about damaged bytes is no part of their promises, and hostile ones
+    bring forth nearly all that Python has.
+    """
     try:
         yield
-    except errors as error:
+    except Exception as error:
         lines = str(error).strip().splitlines()
-        reason = lines[0].partition(". ")[0] if lines else type(error).__name__
+        reason = lines[0].partition(". ")[0][:_LONGEST_REASON] if lines else type(error).__name__
         raise WeightsError(f"{path} cannot be read; it is damaged, incomplete or of another kind: {reason}") from None
 
 

@@ -3,15 +3,19 @@
 import concurrent.futures
 import json
 import math
+import os
 import pathlib
 import pickle
 import struct
+import threading
 
 import cv2
 import numpy as np
 import pytest
 
+from focaljax.data import images as image_files
 from focaljax.data.coco import CocoSource, read_coco_json
+from focaljax.data.deadline import StalledError
 from focaljax.data.example import DataError, UnreadableImageError
 
 COCO_SAMPLE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_sample"
@@ -387,3 +391,64 @@ def test_coco_sample_is_read_as_it_is(split, images, annotations, crowds):
     assert sum(int(example.is_crowd.sum()) for example in examples) == crowds
     assert sum(len(example.boxes_xyxy) for example in examples) == annotations
     assert sum(len(example.boxes_xyxy) == 0 for example in examples) == (2 if split == "val" else 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"images": [' + "9" * 5000 + "]}", '{"images": [1e999999, -' + "1" * 99_999 + "]}"],
+    ids=["deep", "5000 digits", "99999 digits"],
+)
+def test_deep_nesting_and_endless_numbers_are_one_clear_error(load, text):
+    with pytest.raises(DataError, match=r"annotations\.json") as error:
+        load(text)
+    assert len(str(error.value)) < 1000
+
+
+def test_size_that_no_image_has_is_taken_from_the_file(document, load):
+    document["images"][0]["width"] = 2**70
+    document["images"][1]["height"] = 1e300
+    source = load(document)
+    assert len(source) == 3
+    assert kinds(source) == ["image without an annotated size: taken from the file"] * 2
+
+
+def test_box_of_negative_size_is_left_out_of_the_ground_truth_too(document, load):
+    from focaljax.evaluation.coco_metrics import evaluate_detections
+
+    document["annotations"][0]["bbox"] = [20, 2, -10, 5]
+    source = load(document)
+    assert kinds(source) == ["box of zero or negative area: dropped"]
+    assert [entry["id"] for entry in source.ground_truth()["annotations"]] == [13, 12]
+    assert evaluate_detections(source.ground_truth(), []).AP == 0.0
+
+
+def test_a_pipe_among_the_images_neither_hangs_nor_is_read(document, load):
+    os.mkfifo(load.folder / "pipe.png")
+    document["images"].append({"id": 1, "file_name": "pipe.png", "width": 40, "height": 30})
+    assert kinds(load(document)) == ["image file cannot be opened: image skipped"]
+    unchecked = load(document, check_images=False)
+    with pytest.raises(UnreadableImageError, match=r"pipe\.png \(image 1\): .*"):
+        unchecked[3]
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png"])
+def test_name_that_no_file_can_have_is_unreadable(document, load, name):
+    document["images"][0]["file_name"] = name
+    source = load(document, check_images=False)
+    with pytest.raises(UnreadableImageError, match="image 50"):
+        source[0]
+    assert source.fingerprint() != load({**document, "images": document["images"][1:]}).fingerprint()
+
+
+def test_a_folder_that_hangs_is_an_error_within_the_bound(document, load, monkeypatch):
+    forever = threading.Event()
+    monkeypatch.setattr(image_files, "check_image_file", lambda *_, **__: forever.wait(60))
+    with pytest.raises(StalledError, match=r"no check of 256 images in .* came within 0\.2 s"):
+        load(document, timeout=0.2)
+    forever.set()
+
+
+def test_twenty_thousand_classes_are_read_at_once(document, load):
+    # Names compared each with each would take minutes.
+    document["categories"] += [{"id": 1000 + k, "name": f"class {k}"} for k in range(20_000)]
+    assert len(load(document).class_names) == 20_003

@@ -1,6 +1,8 @@
 """Decoding of image files, and the cheap check of a file."""
 
 import io
+import os
+import struct
 
 import cv2
 import numpy as np
@@ -198,3 +200,48 @@ def test_check_gives_the_size_that_decoding_would_give(tmp_path, pixels, orienta
     path = tmp_path / "a.jpg"
     path.write_bytes(encode(pixels, "JPEG", exif=with_orientation(orientation)))
     assert check_image_file(path, expected_size=(64, 48)) == (None, size)
+
+
+def bombs():
+    """Files of a few hundred bytes that declare a billion pixels."""
+    small = np.zeros((8, 8, 3), np.uint8)
+    jpeg, png, bmp, gif = (bytearray(encode(small, kind)) for kind in ("JPEG", "PNG", "BMP", "GIF"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65500, 65500)
+    png[16:24] = struct.pack(">II", 40000, 40000)
+    bmp[18:26] = struct.pack("<ii", 40000, -40000)
+    gif[6:10] = struct.pack("<HH", 40000, 40000)
+    side = (40000 - 1).to_bytes(3, "little")
+    webp = b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<II", 10, 0) + side + side
+    entries = [(0x0100, 4, 1, 40000), (0x0101, 4, 1, 40000), (0x0106, 3, 1, 2)]
+    tiff = b"II*\0" + struct.pack("<IH", 8, 3) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + b"\0" * 4
+    return {"jpg": jpeg, "png": png, "bmp": bmp, "gif": gif, "webp": webp, "tif": tiff}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "webp", "tif"])
+def test_image_that_declares_a_billion_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch, suffix):
+    content = bytes(bombs()[suffix])
+    decoded = []
+    monkeypatch.setattr(image_files.simplejpeg, "decode_jpeg", lambda *_, **__: decoded.append(1))
+    monkeypatch.setattr(image_files.cv2, "imdecode", lambda *_: decoded.append(1))
+    with pytest.raises(UnreadableImageError, match=r"a\.img \(image 7\): .* x .* the most is 268435456 in all"):
+        decode(content)
+    (tmp_path / "a.img").write_bytes(content)
+    assert check_image_file(tmp_path / "a.img") == (image_files.TOO_LARGE, None)
+    assert not decoded
+
+
+def test_tiff_of_either_byte_order_declares_its_true_size(pixels):
+    for order, kind in (("<", b"II*\0"), (">", b"MM\0*")):
+        entries = [(0x0100, 3, 1, 64), (0x0101, 3, 1, 48)]
+        packed = b"".join(struct.pack(order + "HHIHxx", *entry) for entry in entries)
+        assert image_files._size_from_header(kind + struct.pack(order + "IH", 8, 2) + packed) == (48, 64)
+    assert image_files._size_from_header(encode(pixels, "TIFF")) == (48, 64)
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "device.jpg"):
+        assert check_image_file(tmp_path / name) == (image_files.NO_ACCESS, None)
+    assert check_image_file(tmp_path / "\ud800.jpg") == (image_files.NO_ACCESS, None)

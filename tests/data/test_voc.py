@@ -1,5 +1,6 @@
 """Pascal VOC folders: what is read, repaired, left out, and refused."""
 
+import os
 import pathlib
 import pickle
 
@@ -258,3 +259,22 @@ def test_bccd_is_the_same_from_xml_as_from_json(split, zero_area):
         twin = coco[index_of[example.file_name]]
         assert sorted(example.boxes_xyxy.tolist()) == sorted(twin.boxes_xyxy.tolist())
         assert sorted(example.labels.tolist()) == sorted(twin.labels.tolist())
+
+
+@pytest.mark.parametrize("encoding", ["none_such", "zlib", "utf-7", "idna", "undefined"])
+def test_annotation_in_an_encoding_that_is_none_is_a_finding(folder, encoding):
+    (folder.annotations / "a.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?>{an_annotation()}')
+    kind = "annotation file is not valid XML, or has a document type: image skipped"
+    assert findings(folder.load()) == [(kind, "a.xml", 1)]
+
+
+def test_a_pipe_among_the_annotations_does_not_hang(folder):
+    (folder.annotations / "a.xml").unlink()
+    os.mkfifo(folder.annotations / "a.xml")
+    assert findings(folder.load()) == [("annotation file cannot be opened: image skipped", "a.xml", 1)]
+
+
+def test_deeply_nested_annotation_is_read(folder):
+    nested = "<a>" * 100_000 + "</a>" * 100_000
+    folder.add("a", an_annotation(nested, an_object("dog", 2, 3, 12, 13)))
+    assert len(folder.load()[0].labels) == 1

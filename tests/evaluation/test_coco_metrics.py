@@ -343,3 +343,28 @@ def test_faulty_results_file_is_named_with_its_fault(tmp_path, content, message)
     with pytest.raises(DataError, match=message) as raised:
         read_coco_results(path)
     assert str(path) in str(raised.value)
+
+
+def test_markup_and_escapes_in_title_and_class_names_are_shown_as_they_are():
+    metrics = evaluate_detections(truth(categories=((1, "[/]a[red]"), (2, "b\x1b[2J\nc"))), [])
+    console = rich.console.Console(width=80, file=io.StringIO())
+    console.print(metrics_table(metrics, title="runs/[/]x"))
+    shown = console.file.getvalue()
+    for text in ("runs/[/]x", "[/]a[red]", r"b\x1b[2J\x0ac"):
+        assert text in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" + "9" * 5000 + "]"], ids=["deep", "5000 digits"])
+def test_deep_nesting_and_endless_numbers_in_results_are_one_clear_error(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(DataError, match=r"r\.json") as error:
+        read_coco_results(tmp_path / "r.json")
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("member", [{"score": 10**400}, {"bbox": [10**400, 1, 2, 3]}])
+def test_numbers_beyond_floats_are_faults_of_their_detection(member):
+    detection = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5} | member
+    with pytest.raises(ValueError, match="detection 0 of image 1 has the"):
+        evaluate_detections(truth(), [detection])

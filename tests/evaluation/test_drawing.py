@@ -248,3 +248,18 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(OSError, match="cannot write the picture") as raised:
         write_image(path, grey_image())
     assert os.fspath(path) in str(raised.value)
+
+
+HOSTILE_NAMES = [
+    "\ud800", "\x1b[31m", "a\nb", "a\0b", "[red]x[/red]", "\u202egnp", "\u65e5\u672c", "\U0001f600", "\u0301" * 99,
+    "a" * 10**6,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=range(len(HOSTILE_NAMES)))
+def test_any_name_can_be_drawn(name):
+    # On a lone surrogate OpenCV ends the process; a million characters would be measured a million times.
+    picture = draw(grey_image(), [[200, 150, 400, 300]], names=[name], scores=[0.5])
+    assert picture.shape == (480, 640, 3)
+    example = Example(grey_image(), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), 1, f"{name}.jpg")
+    comparison_sheet([example], [ImageDetections(1, np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))], [name])

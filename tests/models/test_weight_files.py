@@ -4,11 +4,14 @@ import importlib.util
 import os
 import pickle
 import re
+import zipfile
+from collections import OrderedDict
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from focaljax.models import weight_files
 from focaljax.models.weight_files import WeightsError, read_weights, write_weights
 from tests.models.state_dicts import same
 
@@ -182,3 +185,62 @@ def test_wrappings_of_training_checkpoints_come_off(tmp_path):
     weights = {"module.conv1.weight": np.ones(2), "module.bn1.bias": np.ones(3)}
     path.write_bytes(pickle.dumps({"epoch": 3, "state_dict": weights}))
     assert read_weights(path).keys() == {"conv1.weight", "bn1.bias"}
+
+
+class _Calls:
+    """What an unpickler would call, and the state that it would set."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+# A type with a pointer in it whose flags say that there is none: numpy would take the bytes for an address.
+LYING_DTYPE = _Calls(np.dtype, ("V8", False, True), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        _Calls(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), LYING_DTYPE, False, b"A" * 8)),
+        _Calls(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (2**60,), np.dtype("f4"), False, b"A" * 8)),
+        _Calls(RECONSTRUCT, (np.ndarray, (2**40,), b"b")),
+        _Calls(RECONSTRUCT, (np.ndarray, (0,), b"b"), 5),
+        _Calls(np.ndarray, ((2**40,),)),
+        np.array([None]),
+        np.dtype("f4"),
+    ],
+)
+def test_pickled_arrays_that_are_not_what_they_say_are_one_line(tmp_path, value):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"w": value}))
+    with pytest.raises(WeightsError) as error:
+        read_weights(path)
+    line_of(error)
+
+
+def test_attributes_of_a_pickled_ordered_dict_are_left_out(tmp_path):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps(_Calls(OrderedDict, ([("w", np.ones(2))],), {"items": 5, "_metadata": {}})))
+    assert same(read_weights(path), {"w": np.ones(2)})
+
+
+def test_pickle_that_numbers_an_object_two_billion_is_refused_before_it_takes_memory(tmp_path):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    with pytest.raises(WeightsError, match="it numbers object 2 as 2147483647"):
+        read_weights(path)
+
+
+def test_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "w.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", bytes(2**24))
+    with pytest.raises(WeightsError, match="the entry 'w' is a bytes"):  # small enough to be looked at
+        read_weights(path)
+    monkeypatch.setattr(weight_files, "_ALWAYS_UNPACKED", 2**23)
+    with pytest.raises(WeightsError, match="would unpack to 16777216"):
+        read_weights(path)
