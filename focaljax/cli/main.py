@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 # Verb -> what it does; the module focaljax.cli.VERB has `main(arguments)` and, as its docstring, the help text.
 VERBS = {
@@ -37,9 +38,39 @@ class UsageError(Exception):
     """A mistake in the command or in what it points to: one line, exit code 2."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def program() -> NoReturn:
+    """The console script: runs the verb that the command line names, and ends the process with its exit code."""
+    code, ends_at_once = _run(sys.argv[1:])
+    if ends_at_once:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str]) -> int:
     """Runs one verb; returns the exit code: 0, 1 (failed), 2 (wrong usage), 130 (interrupted)."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return _run(list(arguments))[0]
+
+
+def _run(arguments: list[str]) -> tuple[int, bool]:
+    """Runs one verb; returns the exit code and whether the process should end without waiting for its threads."""
+    try:
+        return _run_verb(arguments), False
+    except UsageError as error:
+        return _fail(str(error), 2), _has_others()
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130), _has_others()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1, _has_others()
+    except Exception as error:
+        if os.environ.get("FOCALJAX_TRACEBACK") or not _is_expected(error):
+            raise
+        return _fail(str(error), 1), _has_others() or isinstance(error, _leaving_threads())
+
+
+def _run_verb(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_usage())
         return 0 if arguments else 2
@@ -51,26 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}", 2)
-    try:
-        own = rest[:1] if verb in _PASSING_ON else rest
-        if "--help" in own or "-h" in own:
-            print(_verb_help(verb))
-            return 0
-        _import_verb_needs(verb)
-        _silence_libraries()
-        _keep_compiled_programs()
-        return importlib.import_module(f"focaljax.cli.{verb}").main(rest)
-    except UsageError as error:
-        return _fail_verb(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail_verb("interrupted", 130)
-    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if os.environ.get("FOCALJAX_TRACEBACK") or not _is_expected(error):
-            raise
-        return _fail_verb(str(error), 1, hangs=isinstance(error, _stalled()))
+    own = rest[:1] if verb in _PASSING_ON else rest
+    if "--help" in own or "-h" in own:
+        print(_verb_help(verb))
+        return 0
+    _import_verb_needs(verb)
+    _silence_libraries()
+    _keep_compiled_programs()
+    return importlib.import_module(f"focaljax.cli.{verb}").main(rest)
 
 
 def nearest(name: str, names: Sequence[str] | dict[str, str]) -> str:
@@ -124,22 +143,17 @@ def _verb_help(verb: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").strip()
 
 
-def _stalled() -> type[Exception]:
+def _leaving_threads() -> tuple[type[Exception], ...]:
+    """The errors after which threads may hang in a file, in the libraries that read and save."""
     from focaljax.data.deadline import StalledError
+    from focaljax.training.checkpoints import CheckpointError
 
-    return StalledError
+    return StalledError, CheckpointError
 
 
-def _fail_verb(message: str, code: int, *, hangs: bool = False) -> int:
-    """As `_fail`; and where threads hang, or other processes are at work for the same run, does not wait for them."""
-    import jax
-
-    _fail(message, code)
-    if hangs or jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+def _has_others() -> bool:
+    """Whether other processes are at work for the same run, which would be waited for at the end."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _fail(message: str, code: int) -> int:
@@ -153,4 +167,4 @@ def _fail(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

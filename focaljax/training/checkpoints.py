@@ -114,6 +114,9 @@ class Checkpoints:
             return
         parts = ocp.args.Composite(state=ocp.args.StandardSave(state), settings=ocp.args.JsonSave(settings))
         with self._failing_clearly(step):
+            # Where no folder can be made, threads of Orbax's would wait for it for minutes, at the program's end too.
+            if not self.folder.is_dir():
+                raise OSError("the folder is gone")
             self._manager.save(step, args=parts)
         self._saving = step, self._in_background.submit(self._finish, step)
 
