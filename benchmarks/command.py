@@ -1,9 +1,11 @@
 """What the benchmarks' command lines have in common."""
 
 import argparse
+import contextlib
 import pathlib
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 from interleaved import WorkerError
 from report import DisagreementError
@@ -66,6 +68,16 @@ def some_of(choices: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
         return names
 
     return read
+
+
+@contextlib.contextmanager
+def folder(kept: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    """Gives a folder for a benchmark's files: the one that is to be kept, or one that is removed at the end."""
+    if kept is not None:
+        yield kept
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield pathlib.Path(name)
 
 
 def run(main: Callable[[], None]) -> None:

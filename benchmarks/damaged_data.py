@@ -10,7 +10,6 @@ named in the report, and under which fault. Ends with 1 if training fails or the
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import json
 import os
@@ -19,11 +18,11 @@ import random
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import command
 import cv2
 import numpy as np
 
@@ -230,10 +229,10 @@ def train(folder: pathlib.Path, count: int) -> tuple[subprocess.CompletedProcess
     for split in ("train", "val"):
         settings |= {f"data.{split}.images": folder / "images", f"data.{split}.annotations": folder / "coco.json"}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    command = [sys.executable, "-m", "focaljax", "train", f"--config={ROOT / 'configs' / 'own_data.py'}", *flags]
+    train = [sys.executable, "-m", "focaljax", "train", f"--config={ROOT / 'configs' / 'own_data.py'}", *flags]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
-    done = subprocess.run([*command, "--workdir", str(folder / "run")], env=environment, text=True, capture_output=True)
+    done = subprocess.run([*train, "--workdir", str(folder / "run")], env=environment, text=True, capture_output=True)
     return done, time.perf_counter() - start
 
 
@@ -272,7 +271,7 @@ def main() -> int:
     parser.add_argument("--folder", type=pathlib.Path, help="a new folder, where everything stays")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    with _folder(arguments.folder) as folder:
+    with command.folder(arguments.folder) as folder:
         document = draw(folder, arguments.images, rng)
         done = damage(folder, document, max(1, arguments.images // 100), rng)
         sys.set_int_max_str_digits(0)
@@ -297,15 +296,6 @@ def main() -> int:
         )
         print("\n".join(["the report differs:", *wrong]) if wrong else "the report is as expected")
     return 1 if wrong else 0
-
-
-@contextlib.contextmanager
-def _folder(kept: pathlib.Path | None) -> Iterator[pathlib.Path]:
-    if kept is not None:
-        yield kept
-        return
-    with tempfile.TemporaryDirectory() as name:
-        yield pathlib.Path(name)
 
 
 if __name__ == "__main__":

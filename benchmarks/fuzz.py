@@ -27,7 +27,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import xml.etree.ElementTree as ElementTree
@@ -37,6 +36,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import command
 import cv2
 import numpy as np
 
@@ -613,7 +613,7 @@ def main() -> int:
     parser.add_argument("--keep", type=pathlib.Path, help="an empty folder, where faulty files stay")
     arguments = parser.parse_args()
     if arguments.in_this_process:
-        with _folder(arguments.keep) as folder:
+        with command.folder(arguments.keep) as folder:
             print(json.dumps(run_kind(arguments.kind, arguments.files, arguments.seed, folder)))
         return 0
     print(f"{'kind':12}{'files':>7}{'accepted':>10}{'refused':>9}{'else':>6}{'slowest s':>11}{'memory MB':>11}")
@@ -651,15 +651,6 @@ def _in_own_process(kind: str, files: int, arguments: argparse.Namespace) -> dic
         "faults": [fault],
         "files": files,
     }
-
-
-@contextlib.contextmanager
-def _folder(kept: pathlib.Path | None) -> Iterator[pathlib.Path]:
-    if kept is not None:
-        yield kept
-        return
-    with tempfile.TemporaryDirectory() as name:
-        yield pathlib.Path(name)
 
 
 if __name__ == "__main__":

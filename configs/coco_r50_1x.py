@@ -10,9 +10,9 @@ first stage, as detectron2's retinanet_R_50_FPN_1x and torchvision. Images fit i
 shape: COCO's usual 640 x 480 px becomes 800 x 600, the paper's 600 px; detectron2 trains at 640 to 800 px.
 
 Command: focaljax train --config configs/coco_r50_1x.py --workdir runs/coco_r50_1x --config.model.dtype=bfloat16
-On a pod, the same at 256 images a step, with as many times the learning rate and as many times fewer steps:
+On a pod, the same at 256 images a step; the learning rate follows the batch, the steps are as many times fewer:
     focaljax train --config configs/coco_r50_1x.py --workdir runs/coco_r50_1x --config.model.dtype=bfloat16 \
-        --config.optim.batch_size=256 --config.optim.learning_rate=0.16 --config.optim.steps=5625 \
+        --config.optim.batch_size=256 --config.optim.steps=5625 \
         --config.optim.milestones='(3750, 5000)' --config.eval.batch_size=256
     focaljax plan --config configs/coco_r50_1x.py --topology v5e:4x4 --batch 256       # whether it fits, before
 

@@ -315,7 +315,7 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
                 raise ValueError(
                     f"data.{name} must be three numbers in 0..255, of std above 0, got {config.data[name]}"
                 )
-        for setting in ("optim.steps", "optim.accumulate", "log.every", "eval.batch_size"):
+        for setting in ("optim.steps", "optim.accumulate", "log.every", "eval.batch_size", "checkpoint.keep"):
             group, key = setting.split(".")
             if config[group][key] < 1:
                 raise ValueError(f"{setting} must be at least 1, got {config[group][key]}")
@@ -344,8 +344,9 @@ def report_data(source: Source, split: str, workdir: pathlib.Path | None = None)
     With a workdir, all places go into `WORKDIR/data_report_SPLIT.txt`, one a line.
     """
     say(f"{split}: {len(source)} images, {len(source.class_names)} classes ({_shortened(source.class_names)})")
-    for line in source.report.lines():
-        print(f"  {split}: {line}", file=sys.stderr, flush=True)
+    if meshes.is_primary():
+        for line in source.report.lines():
+            print(f"  {split}: {line}", file=sys.stderr, flush=True)
     if workdir is not None:
         write_data_report(source, split, workdir)
 
