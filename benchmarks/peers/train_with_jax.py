@@ -69,6 +69,7 @@ class Library(OnJax):
             schedule="constant",
             warmup_steps=0,
             learning_rate=LEARNING_RATE,
+            learning_rate_batch=0,
             momentum=MOMENTUM,
             weight_decay=WEIGHT_DECAY,
             bias_weight_decay=-1.0,  # as the kernels'

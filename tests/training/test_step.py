@@ -173,7 +173,7 @@ def test_step_that_is_not_finite_changes_nothing_and_nor_does_any_after_it(small
 
 
 def test_step_that_is_not_finite_is_left_out_and_training_goes_on(small_detector, one_step, broken, batch):
-    step = jit_over(meshes.make_mesh(jax.devices()[:1]), small_detector.make_step(on_nonfinite="skip"))
+    step = jit_over(meshes.make_mesh(jax.devices()[:1]), small_detector.make_step(on_nonfinite="skip"), jit_as_users)
     after, _ = step(broken, batch)
     assert (int(after.step), int(after.skipped)) == (6, 1)
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (broken.params, broken.opt_state))
