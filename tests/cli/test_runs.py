@@ -269,8 +269,8 @@ def test_run_interrupted_by_both_signals_ends_bit_for_bit_like_an_undisturbed_on
 
 @pytest.fixture(scope="module")
 def long_run(tiny):
-    """Long enough that a signal comes in its middle: 150 steps of some 20 ms."""
-    return [*tiny, "--config.optim.steps=150", "--config.checkpoint.every=40", "--config.eval.every=50"]
+    """Long enough that two signals come in its middle: 80 steps of some 20 ms."""
+    return [*tiny, "--config.optim.steps=80", "--config.checkpoint.every=40", "--config.eval.every=50"]
 
 
 @pytest.fixture(scope="module")

@@ -60,11 +60,13 @@ class SmallDetector:
         self.predict_step = make_predict_step(self.model, anchors=ANCHORS, thresholds=thresholds)
 
     def initial_state(self):
-        return jit_for_one_run(self._initialize)()
+        return create_state(initial_variables(self.model), self.optimizer, has_ema=True, normalizer=self.normalizer)
 
-    def _initialize(self):
-        variables = self.model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)), train=False)
-        return create_state(variables, self.optimizer, has_ema=True, normalizer=self.normalizer)
+
+@functools.cache
+def initial_variables(model):
+    init = functools.partial(model.init, train=False)
+    return jit_for_one_run(init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
 
 
 def make_batch(seed=0):

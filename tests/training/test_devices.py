@@ -31,7 +31,7 @@ def detector_of(norm, normalizer):
 
 
 def compiled_step(detector, mesh, large=2**60):
-    places = state_shardings(jax.eval_shape(detector._initialize), mesh, large=large)
+    places = state_shardings(jax.device_get(detector.initial_state()), mesh, large=large)
     shardings = {"in_shardings": (places, meshes.split_batch(mesh)), "out_shardings": (places, meshes.replicated(mesh))}
     return jit_for_one_run(detector.train_step, **shardings), places
 
@@ -95,7 +95,7 @@ def test_devices_tell_each_other_gradients_and_counts_and_nothing_else():
     mesh = meshes.make_mesh()
     detector = detector_of("batch_norm", "batch")
     step, _ = compiled_step(detector, mesh)
-    state = jax.eval_shape(detector._initialize)
+    state = jax.device_get(detector.initial_state())
     found = collectives_of(parse(step.lower(state, make_batch()).compile().as_text()), mesh.size)
     assert {one.kind for one in found} == {"all-reduce"}
     numbers = sum(one.count * one.bytes // 4 for one in found)
