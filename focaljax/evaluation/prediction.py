@@ -46,8 +46,8 @@ def gather_images(found: Sequence[ImageDetections], *, most_images: int, most_de
     if jax.process_count() == 1:
         return list(found)
     n, D = most_images, most_detections
-    image_ids = np.zeros(n, np.int64)
     rows: dict[str, np.ndarray] = {
+        "image_id": np.zeros(n, np.int64),
         "count": np.full(n, -1, np.int32),  # no image
         "boxes": np.zeros((n, D, 4), np.float32),
         "scores": np.zeros((n, D), np.float32),
@@ -55,15 +55,13 @@ def gather_images(found: Sequence[ImageDetections], *, most_images: int, most_de
     }
     for row, image in enumerate(found):
         count = len(image)
-        image_ids[row], rows["count"][row] = image.image_id, count
+        rows["image_id"][row], rows["count"][row] = image.image_id, count
         for name, values in (("boxes", image.boxes_xyxy), ("scores", image.scores), ("labels", image.labels)):
             rows[name][row, :count] = values
-    # JAX would cut 64 bits to 32.
-    image_ids, rows = gather_rows((image_ids.view(np.int32).reshape(n, 2), rows))
-    image_ids = np.ascontiguousarray(image_ids).view(np.int64)[:, 0]
+    rows = gather_rows(rows)
     return [
         ImageDetections(
-            int(image_ids[row]),
+            int(rows["image_id"][row]),
             rows["boxes"][row, :count],
             rows["scores"][row, :count],
             rows["labels"][row, :count],

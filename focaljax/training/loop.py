@@ -137,8 +137,8 @@ def run_training(
         if unseen is None:
             return
         seen, unseen = unseen, None
-        if int(seen.metrics["skipped"]) > num_skipped:
-            num_skipped = int(seen.metrics["skipped"])
+        if (skipped := int(seen.metrics["skipped"])) > num_skipped:
+            num_skipped = skipped
             nonfinite = NonfiniteStep(
                 seen.step,
                 float(seen.metrics["loss"]),

@@ -1,5 +1,6 @@
 """Devices as a mesh: batches are split over its axes `data` and `model`, large parts of the state over `model`."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,12 @@ def copy_to_all(tree: Any, mesh: Mesh) -> Any:
     whole = replicated(mesh)
     if all(isinstance(leaf, jax.Array) and leaf.sharding == whole for leaf in jax.tree.leaves(tree)):
         return tree
-    return jax.jit(lambda arrays: arrays, out_shardings=whole)(tree)
+    return _copier(mesh)(tree)
+
+
+@functools.cache
+def _copier(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
@@ -131,11 +137,19 @@ def gather_rows(rows: Any) -> Any:
     """Returns the rows of all processes, those of the first process first; every process has as many.
 
     Args:
-        rows: a pytree of this process's arrays on the host.
+        rows: a pytree of this process's arrays on the host, of any dtype, none of them empty.
     """
     if jax.process_count() == 1:
         return rows
-    return multihost_utils.process_allgather(rows, tiled=True)
+    return jax.tree.map(_gather, rows)
+
+
+def _gather(rows: np.ndarray) -> np.ndarray:
+    rows = np.ascontiguousarray(rows)
+    # JAX cuts numbers of 64 bits to 32, so they travel as bytes.
+    as_bytes = rows.reshape(len(rows), -1).view(np.uint8)
+    gathered = np.ascontiguousarray(multihost_utils.process_allgather(as_bytes, tiled=True))
+    return gathered.view(rows.dtype).reshape(len(gathered), *rows.shape[1:])
 
 
 def agree(text: str) -> str:

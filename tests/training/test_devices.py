@@ -112,6 +112,7 @@ def test_devices_tell_each_other_gradients_and_counts_and_nothing_else():
 WORKER = """
 import pickle, sys
 import jax
+import numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from focaljax.training import mesh as meshes
 from focaljax.training.collectives import collectives_of
@@ -121,6 +122,10 @@ assert (jax.process_count(), len(jax.local_devices()), len(jax.devices())) == (2
 mesh = meshes.make_mesh()
 results = {kind: train(*kind, mesh)[:2] for kind in KINDS}
 assert meshes.agree("of the first" if meshes.is_primary() else "of the second") == "of the first"
+mine = 2**40 + jax.process_index()  # more than 32 bits, as ids of images may have
+gathered = meshes.gather_rows({"ids": np.array([mine, -1]), "boxes": np.full((2, 3, 4), 0.5, np.float32)})
+assert gathered["ids"].tolist() == [2**40, -1, 2**40 + 1, -1] and gathered["boxes"].shape == (4, 3, 4)
+assert (gathered["boxes"] == 0.5).all()
 if meshes.is_primary():
     with open(sys.argv[3], "wb") as file:
         pickle.dump(results, file)
