@@ -1,6 +1,7 @@
 """What a run needs of the machine: kept programs, a CPU's devices, the other processes, a workdir of its own."""
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import json
@@ -22,6 +23,20 @@ from focaljax.training import mesh as meshes
 _MOST_BYTES = 4 * 2**30
 # What compiles faster is not kept; JAX's default of a second leaves many programs of a start out.
 _SHORTEST_COMPILATION = 0.2
+# M_ARENA_MAX of glibc's malloc.h.
+_ARENA_MAX = -8
+
+
+def share_heap() -> None:
+    """Lets all threads allocate from one heap, so that a long run does not grow.
+
+    glibc gives a thread a heap of its own, up to eight for each core, and what short-lived threads leave there, those
+    that save checkpoints and read images for evaluations, no other thread takes. The environment's MALLOC_ARENA_MAX
+    comes first; other systems' allocators are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_ARENA_MAX, 1)
 
 
 def keep_compiled_programs() -> None:

@@ -47,7 +47,7 @@ from focaljax.cli.evaluate import predict_split
 from focaljax.cli.finetune import initial_state, load_initial_weights
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import compiled_predict_step
-from focaljax.cli.runtime import join_processes, make_run_mesh, only_run_in, split_cpu
+from focaljax.cli.runtime import join_processes, make_run_mesh, only_run_in, share_heap, split_cpu
 from focaljax.data.example import Source
 from focaljax.evaluation.curves import write_curves
 from focaljax.models.retinanet import RetinaNet
@@ -61,6 +61,7 @@ from focaljax.training.state import TrainState
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
+    share_heap()
     config_arguments, others = split_config_flags(arguments)
     flag_values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flag_values)

@@ -1,6 +1,7 @@
-"""The compile cache that the program switches on, and the processes that it joins."""
+"""The compile cache that the program switches on, the heap of its threads, and the processes that it joins."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -27,6 +28,30 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 add = jax.jit(lambda state, batch: state + batch["image"].sum())
 step = ProgramPerShape(add, "sum", lambda one: print(one.is_from_cache))
 step(1.0, {"image": jax.numpy.ones((2, 3, 3, 3))})
+"""
+
+HEAPS = """
+import ctypes, sys, tempfile, threading
+
+from focaljax.cli.runtime import share_heap
+
+share_heap()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+all_at_once = threading.Barrier(4)
+def allocate():
+    all_at_once.wait()
+    libc.malloc(1000)
+    all_at_once.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc.fopen.restype = ctypes.c_void_p
+path = tempfile.mkdtemp() + "/heaps"
+file = ctypes.c_void_p(libc.fopen(path.encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open(path).read().count("<heap nr"))
 """
 
 
@@ -153,3 +178,17 @@ def test_processes_that_cannot_be_joined_are_one_clear_line(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(UsageError, match="could not join the other processes: deadline exceeded"):
         runtime.join_processes("host:1234", 2, 1)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of threads are glibc's")
+def test_threads_allocate_from_one_heap_unless_the_environment_says_otherwise():
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+
+    def heaps(**variables):
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", HEAPS], env=environment | variables, check=True, capture_output=True
+            ).stdout
+        )
+
+    assert heaps() == 1 < heaps(MALLOC_ARENA_MAX="8")
