@@ -40,6 +40,7 @@ class UsageError(Exception):
 
 def program() -> NoReturn:
     """The console script: runs the verb that the command line names, and ends the process with its exit code."""
+    _silence_closed_event_loops()
     code, ends_at_once = _run(sys.argv[1:])
     if ends_at_once:
         sys.stdout.flush()
@@ -113,6 +114,17 @@ def _silence_libraries() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
+
+
+def _silence_closed_event_loops() -> None:
+    """Keeps from the terminal what a hundred threads below Python print where a save of Orbax's fails."""
+    previous = sys.unraisablehook
+
+    def leave_out(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = leave_out
 
 
 def _keep_compiled_programs() -> None:

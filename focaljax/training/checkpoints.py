@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
@@ -21,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 from focaljax.training.mesh import agree, is_primary
 
 logger = logging.getLogger("focaljax.training")
+_ABSL_LOGGER = logging.getLogger("absl")
 
 _DIGESTS = "sha256.json"
 # Of the arrays that do not fit, so many are named.
@@ -80,6 +82,9 @@ class Checkpoints:
             raise CheckpointError(f"cannot keep checkpoints in {self.folder}: {_reason(error)}") from error
 
     def __enter__(self) -> Self:
+        # Orbax logs, from any thread, the failures that are raised here.
+        self._filter = lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+        _ABSL_LOGGER.addFilter(self._filter)
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
@@ -93,6 +98,7 @@ class Checkpoints:
             self._in_background.shutdown()
             with contextlib.suppress(Exception):  # said already
                 self._manager.close()
+            _ABSL_LOGGER.removeFilter(self._filter)
 
     def latest_step(self) -> int | None:
         """Returns the step of the latest checkpoint, or None."""
@@ -157,11 +163,10 @@ class Checkpoints:
             try:
                 if damage:
                     raise OSError(damage)
-                with _quiet_orbax():
-                    self._check_fits(step, abstract)
-                    restored = self._manager.restore(
-                        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                    )
+                self._check_fits(step, abstract)
+                restored = self._manager.restore(
+                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                )
             except MismatchError:
                 raise
             except Exception as error:  # Orbax raises whatever its storage layers raise.
@@ -186,8 +191,7 @@ class Checkpoints:
     @contextlib.contextmanager
     def _failing_clearly(self, step: int) -> Iterator[None]:
         try:
-            with _quiet_orbax():
-                yield
+            yield
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             saved = [int(path.name) for path in _entries(self.folder) if path.name.isdigit()]
             kept = f"that of step {max(saved)} is whole" if saved else "there is none before it"
@@ -275,16 +279,6 @@ def _shown(array: tuple[tuple[int, ...], str] | None) -> str:
 
 def _reason(error: BaseException) -> str:
     text = str(error).strip()
+    if number := re.search(r"os_error_code='(\d+)'", text):  # at the end of what TensorStore tells
+        return os.strerror(int(number[1]))
     return text.splitlines()[0] if text else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Keeps absl's log lines about a failure from the terminal; the error itself is reported."""
-    absl_logger = logging.getLogger("absl")
-    level = absl_logger.level
-    absl_logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        absl_logger.setLevel(level)

@@ -103,8 +103,11 @@ class MetricsWriter:
         self._records.append(record)
         if self._file is None or self._tensorboard is None:
             return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:  # which names no file
+            raise OSError(error.errno, f"{error.strerror}: the records of step {step}", str(self._path)) from error
         for name, value in finite.items():
             if value is not None:
                 self._tensorboard.add_scalar(f"{split}/{name}", value, step)

@@ -86,3 +86,20 @@ def test_workdir_that_cannot_be_made_is_one_line(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["train", *tiny, "--workdir", str(tmp_path / "file" / "run")]) == 2
     assert "cannot be written to: Not a directory" in capsys.readouterr().err
+
+
+FULL_DISK = """
+import resource
+from focaljax.cli.main import program
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+program()
+"""
+
+
+def test_full_disk_is_one_line_of_the_program(tiny, tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, "train", *tiny, f"--workdir={tmp_path / 'run'}"]
+    env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # which needs larger files
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    expected = r"focaljax: the checkpoint of step 2 could not be saved in [^:]*: File too large; there is none .*\n"
+    assert re.fullmatch(expected, ended.stderr)

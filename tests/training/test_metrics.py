@@ -1,6 +1,7 @@
 """The record of a run."""
 
 import json
+import resource
 from concurrent.futures import Future
 
 import pytest
@@ -97,3 +98,17 @@ def test_error_of_the_caller_comes_before_one_in_values(tmp_path):
 
     with pytest.raises(ValueError, match="the caller's"):
         write_and_fail()
+
+
+def test_disk_without_room_is_an_error_that_names_the_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, "train", {"loss": 1.0})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"File too large: the records of step 2: '.*metrics\.jsonl'"):
+                writer.write(2, "train", {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_metrics(tmp_path)[0] == {"step": 1, "split": "train", "loss": 1.0}
