@@ -8,6 +8,8 @@ Usage: focaljax evaluate --workdir DIR [--split SPLIT] [--sheets N] [--config.KE
   --config.KEY=VALUE    overrides a setting of the groups `eval` and `data` (but those of the pixels, which the network
                         was trained with), e.g. --config.eval.nms_iou=0.6, or
                         --config.eval.tta_flip=true --config.eval.tta_scales='(0.8, 1.0, 1.2)' for more views an image
+  --coordinator HOST:PORT --processes N --process I
+                        as of `focaljax train`: on a pod, each of its hosts runs the command
 
 Prints COCO's 12 numbers and AP per class; writes to DIR evaluation_SPLIT.json, detections_SPLIT.json (a COCO
 results file) and sheets_SPLIT/.
@@ -31,7 +33,7 @@ from focaljax.cli import build, prediction
 from focaljax.cli.config import load_saved_config, override_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, say_compiled, track
 from focaljax.cli.main import UsageError
-from focaljax.cli.runtime import split_cpu
+from focaljax.cli.runtime import define_process_flags, join_processes, split_cpu
 from focaljax.data.example import Source
 from focaljax.data.views import fixed_size_view
 from focaljax.detection import Detections
@@ -64,12 +66,18 @@ def main(arguments: Sequence[str]) -> int:
     flags.DEFINE_string("workdir", "", "of a run of `focaljax train`", flag_values=flag_values)
     flags.DEFINE_string("split", "", "train, val or test", flag_values=flag_values)
     flags.DEFINE_integer("sheets", 24, "how many images to draw", lower_bound=0, flag_values=flag_values)
+    define_process_flags(flag_values)
     if unexpected := parse_flags(others, flag_values):
         raise UsageError(f"unexpected argument {unexpected[0]!r}; see `focaljax evaluate --help`")
     config, workdir = saved_run(flag_values.workdir, overrides)
     split = flag_values.split or config.eval.split
     split_cpu(config.cpu_devices, config.eval.batch_size)
+    join_processes(flag_values.coordinator, flag_values.processes, flag_values.process)
     mesh = meshes.make_mesh()
+    try:
+        meshes.check_batch_size(config.eval.batch_size, mesh)
+    except ValueError as error:
+        raise UsageError(f"--config.eval.batch_size: {error}") from None
     source = build.make_source(config, split, classes=build.load_classes(workdir))
     build.report_data(source, split)
     step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import filelock
 import jax
+from absl import flags
 from ml_collections import ConfigDict
 
 from focaljax.cli.main import UsageError
@@ -75,6 +76,13 @@ def split_cpu(devices: int, *batch_sizes: int) -> None:
         return
     with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def define_process_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags that `join_processes` takes."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0", flag_values=flag_values)
+    flags.DEFINE_integer("processes", None, "how many", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_integer("process", None, "number of this one", lower_bound=0, flag_values=flag_values)
 
 
 def join_processes(coordinator: str, count: int | None, index: int | None) -> None:

@@ -47,7 +47,14 @@ from focaljax.cli.evaluate import predict_split
 from focaljax.cli.finetune import initial_state, load_initial_weights
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import compiled_predict_step
-from focaljax.cli.runtime import join_processes, make_run_mesh, only_run_in, share_heap, split_cpu
+from focaljax.cli.runtime import (
+    define_process_flags,
+    join_processes,
+    make_run_mesh,
+    only_run_in,
+    share_heap,
+    split_cpu,
+)
 from focaljax.data.example import Source
 from focaljax.evaluation.curves import write_curves
 from focaljax.models.retinanet import RetinaNet
@@ -65,9 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     config_arguments, others = split_config_flags(arguments)
     flag_values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flag_values)
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0", flag_values=flag_values)
-    flags.DEFINE_integer("processes", None, "how many", lower_bound=1, flag_values=flag_values)
-    flags.DEFINE_integer("process", None, "number of this one", lower_bound=0, flag_values=flag_values)
+    define_process_flags(flag_values)
     if unexpected := parse_flags(others, flag_values):
         raise UsageError(f"unexpected argument {unexpected[0]!r}: settings are given as --config.KEY=VALUE")
     if not flag_values.workdir:

@@ -16,37 +16,50 @@ from focaljax.training.metrics import read_metrics
 from tests.cli.conftest import devices_of_runs
 
 
-def test_two_processes_train_and_evaluate_as_one_does(tiny, finished_run, users_env, tmp_path):
-    # 9 images to evaluate, in batches of 8: the processes have 5 and 4 of them.
+def run_two(env, *command):
+    """Runs a command of focaljax as two processes; returns what each of them said."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         coordinator = f"--coordinator=127.0.0.1:{unused.getsockname()[1]}"
-    workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "focaljax", "train", *tiny, f"--workdir={workdir}", coordinator, "--processes=2"]
-    env = {**users_env, "JAX_NUM_CPU_DEVICES": "2"}
+    command = [sys.executable, "-m", "focaljax", *command, coordinator, "--processes=2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen([*command, f"--process={index}"], env=env, **pipes) for index in range(2)]
     ends = [worker.communicate(timeout=600) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], ends
-    assert "of 2 processes, batch 8" in ends[0][0]
     # One of them is enough to speak (but Gloo, below Python, of its connections).
     assert re.search("images", ends[0][0])
     assert not re.search("images|step|run", ends[1][0])
+    return ends[0][0]
+
+
+def test_two_processes_train_and_evaluate_as_one_does(tiny, finished_run, users_env, tmp_path):
+    # 9 images to evaluate, in batches of 8: the processes have 5 and 4 of them.
+    workdir = tmp_path / "run"
+    env = {**users_env, "JAX_NUM_CPU_DEVICES": "2"}
+    assert "of 2 processes, batch 8" in run_two(env, "train", *tiny, f"--workdir={workdir}")
     found, expected = read_metrics(workdir), read_metrics(finished_run)
     assert [(r["step"], r["split"]) for r in found] == [(r["step"], r["split"]) for r in expected]
     for mine, other in zip(found, expected):
         if mine["split"] == "train":
             assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)  # Adam enlarges rounding
     assert found[-1]["AP"] == pytest.approx(expected[-1]["AP"], abs=1e-3)
-    mine = json.loads((workdir / "detections_val.json").read_text())
-    # The same weights, looked at by one process.
+    in_training = json.loads((workdir / "detections_val.json").read_text())
+    # The same weights, looked at by two processes and by one.
+    assert "evaluating step 6" in run_two(env, "evaluate", f"--workdir={workdir}", "--sheets=1")
+    assert (workdir / "sheets_val" / "sheet_01.jpg").exists()
+    by_two = json.loads((workdir / "detections_val.json").read_text())
     with devices_of_runs(1):
         assert main(["evaluate", "--workdir", str(workdir), "--sheets=0"]) == 0
-    other = json.loads((workdir / "detections_val.json").read_text())
-    assert len(mine) == len(other)
-    assert [found["image_id"] for found in mine] == [found["image_id"] for found in other]
+    expected = json.loads((workdir / "detections_val.json").read_text())
     scores = lambda detections: sorted(found["score"] for found in detections)  # noqa: E731
-    np.testing.assert_allclose(scores(mine), scores(other), rtol=1e-4)
+    for mine in (in_training, by_two):
+        assert [found["image_id"] for found in mine] == [found["image_id"] for found in expected]
+        np.testing.assert_allclose(scores(mine), scores(expected), rtol=1e-4)
+
+
+def test_evaluation_batch_that_the_devices_cannot_share_is_one_line(finished_run, capsys):
+    assert main(["evaluate", "--workdir", str(finished_run), "--config.eval.batch_size=7"]) == 2
+    assert "--config.eval.batch_size: batch size 7 must be a positive multiple of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
