@@ -33,7 +33,7 @@ def provenance(answers: Iterable[dict[str, Any]], device: str) -> dict[str, Any]
     return {
         "machine": _machine([answer["device"] for answer in answers], device),
         "versions": versions,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -94,7 +94,7 @@ def _machine(devices: list[str | None], device: str) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Returns the commit, with '+' if files differ from it; None outside a repository."""
     folder = pathlib.Path(__file__).parent
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import command
+import report
 
 from focaljax.training.topologies import CHIPS as CHIP_FACTS
 
@@ -93,7 +94,11 @@ def run(name: str, folder: pathlib.Path) -> None:
     if out.exists():
         return
     print(f"\n{name}: {shown(PLANS[name])}", flush=True)
-    subprocess.run([sys.executable, "-m", "focaljax", *PLANS[name], "--json", str(out)], check=True, cwd=ROOT)
+    temporary = out.with_suffix(".tmp")
+    subprocess.run([sys.executable, "-m", "focaljax", *PLANS[name], "--json", str(temporary)], check=True, cwd=ROOT)
+    result = json.loads(temporary.read_text()) | {"command": shown(PLANS[name]), "commit": report.commit()}
+    report.write(out, result)
+    temporary.unlink()
 
 
 def load(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -250,8 +255,11 @@ def _setting(name: str) -> str:
 
 
 def _versions(results: dict[str, dict[str, Any]]) -> str:
-    found = {tuple(sorted(result["versions"].items())) for result in results.values()}
-    return "\n".join(", ".join(f"{name} {version}" for name, version in versions if version) for versions in found)
+    found = set()
+    for result in results.values():
+        versions = sorted((name, version) for name, version in result["versions"].items() if version)
+        found.add(", ".join([*(f"{name} {version}" for name, version in versions), f"commit {result['commit']}"]))
+    return "\n".join(f"- {line}" for line in sorted(found))
 
 
 if __name__ == "__main__":

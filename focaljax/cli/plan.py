@@ -13,18 +13,19 @@ Usage: focaljax plan --config FILE [--topology NAME] [--batch N] [--config.KEY=V
   --classes N           (default: as many as data.classes names, of `shapes` its own, else COCO's 80)
   --boxes N             rows for the boxes of an image (default: the config's data.max_boxes, of `shapes` its own,
                         else 100)
-  --nofit               for a TPU, do not compile for half the batch as well, which the estimate of the largest
-                        batch needs
+  --nofit               for a TPU or GPU, do not compile for half the batch (for twice one image) as well, which the
+                        estimate of the largest batch needs
   --search              compile for more batch sizes until the largest that fits is known to an eighth
   --json FILE           write the result with config, command and versions
 
 Prints what a step needs on each chip of its memory and whether that fits, floating point operations, collectives with
-their bytes, the batch that would fit, and a roofline: images/s that published peaks would allow, an estimate from
-above. Memory is in GiB (2^30 bytes), as the compilers have it.
+their bytes, the batch that would fit, and a roofline: images/s that published peaks would allow, an estimate. Memory
+is in GiB (2^30 bytes), as the compilers have it.
 
 Without a GPU its compiler cannot try which of cuDNN's algorithms is the fastest: the scratch space of convolutions is
 not in the temporaries. Where it is not installed, the step is only split for so many devices of the CPU, which tells
-the collectives before the GPU compiler joins them, and what state and batch need; not the temporaries.
+the collectives before the GPU compiler joins them (of bfloat16 with float32's bytes, as a CPU sends it), and what state
+and batch need; no temporaries, no roofline.
 
 Example:
   focaljax plan --config configs/coco_r50_1x.py --topology v5e:4x4 --batch 256
@@ -107,17 +108,19 @@ def main(arguments: Sequence[str]) -> int:
     if unexpected := parse_flags(others, flag_values):
         raise UsageError(f"unexpected argument {unexpected[0]!r}; see `focaljax plan --help`")
     config = load_config(config_arguments)
+    out = _writable(flag_values.json)
     topology = _topology(flag_values.topology)
     config.optim.batch_size = flag_values.batch or config.optim.batch_size
     config.data.max_boxes = flag_values.boxes or config.data.max_boxes or _most_boxes(config)
     classes = flag_values.classes or _number_of_classes(config)
+    _check_batch(config, topology)
     target = _target(topology, config)
     _check(config, target.mesh)
     estimate_fit = flag_values.fit and topology is not None and topology.chip is not None
     result = plan(config, target, classes, estimate_fit=estimate_fit, search=flag_values.search)
-    if flag_values.json:
+    if out is not None:
         command = shlex.join(["focaljax", "plan", *arguments])
-        _write(pathlib.Path(flag_values.json), {"command": command, **result, "config": config.to_dict()})
+        _write(out, {"command": command, **result, "config": config.to_dict()})
     return 0
 
 
@@ -143,9 +146,11 @@ def plan(config: ConfigDict, target: Target, classes: int, *, estimate_fit: bool
     largest = _largest(step, images, unit, target.hbm, search=search) if estimate_fit or search else None
     chip = topology.chip if topology else None
     best = None
-    if chip and program and unit == 1:  # compilers count the body of a loop, which that of accumulation is, once
+    if chip and program and not target.is_split_only:
+        # Compilers count the operations of a loop's body, which that of accumulation is, once.
+        counted = program if unit == 1 else dataclasses.replace(program, flops=math.nan)
         is_float32 = config.model.dtype == "float32"
-        best = roofline(program, chip, config.optim.batch_size, step.flops / devices, is_float32=is_float32)
+        best = roofline(counted, chip, config.optim.batch_size, step.flops / devices, is_float32=is_float32)
     result: dict[str, Any] = {
         "title": step.title(),
         "topology": topology.name if topology else None,
@@ -231,13 +236,17 @@ def _largest(step: _Step, images: int, unit: int, hbm: int | None, *, search: bo
     while len(_points(step)) < 2 and images > unit:
         images = max(unit, images // 2 // unit * unit)
         step.compile(images)
+    if len(_points(step)) == 1 and images == unit:
+        step.compile(2 * unit)
     points = _points(step)
     if len(points) < 2:
+        say("the largest batch is not known: the step was compiled for one batch size only")
         return None
     estimate = images_that_fit(points[-2:], hbm, unit)
     by = f"the line through the programs for {points[-2][0]} and {points[-1][0]} images"
     if not search:
         if estimate is None:
+            say(f"the largest batch is not known: memory does not grow from {points[-2][0]} to {points[-1][0]} images")
             return None
         return {"images_per_device": estimate, "method": "estimate", "by": by}
 
@@ -339,6 +348,16 @@ def _make_cpu_devices(count: int) -> None:
             jax.config.update("jax_num_cpu_devices", count)
 
 
+def _check_batch(config: ConfigDict, topology: Topology | None) -> None:
+    """Refuses a batch that the devices cannot share, before a compiler is started."""
+    unit = config.optim.accumulate * (topology.devices if topology else 1)
+    if unit > 0 and config.optim.batch_size % unit:
+        raise UsageError(
+            f"batch size {config.optim.batch_size} must be a multiple of {unit}, the number of devices times "
+            "optim.accumulate: set --batch"
+        )
+
+
 def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     config = config.copy_and_resolve_references()
     if config.eval.batch_size % mesh.size:
@@ -367,8 +386,10 @@ def _as_dict(program: Program, is_split_only: bool) -> dict[str, Any]:
     )
     for one, values_of_one in zip(program.collectives, values["collectives"], strict=True):
         values_of_one["sent_bytes"] = one.sent_bytes
-    if is_split_only and values["memory"]:
-        values["memory"] |= {"temporaries": None, "code": None}
+    if is_split_only:
+        values |= {"flops": None, "bytes_accessed": None, "traffic": None}
+        if values["memory"]:
+            values["memory"] |= {"temporaries": None, "code": None}
     return values
 
 
@@ -382,7 +403,20 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
+def _writable(path: str) -> pathlib.Path | None:
+    """Returns the path of the result, None if none is asked for; compiling, which takes long, comes after it."""
+    if not path:
+        return None
+    out = pathlib.Path(path)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--json={path} cannot be written: {error.strerror}") from None
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise UsageError(f"--json={path} cannot be written: name a file in a folder of yours")
+    return out
+
+
 def _write(path: pathlib.Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     say(f"wrote {path}")

@@ -90,12 +90,10 @@ def print_result(result: Mapping[str, Any], dtype: str) -> None:
     if program:
         _print_collectives(program["collectives"])
     _print_largest(result)
-    if result["hbm_bytes"] and program and not result["roofline"]:  # of a chip that has one otherwise
-        say("no roofline: the compiler counts the operations of one part of the batch only (optim.accumulate)")
     if best := result["roofline"]:
         ms = {name: f"{1e3 * best[name]:.1f} ms" for name in ("compute", "memory", "communication")}
         say(
-            f"roofline, an ESTIMATE from published peaks, from above: {best['images_per_second']:,.0f} "
+            f"roofline, an ESTIMATE from published peaks: at most {best['images_per_second']:,.0f} "
             f"images/s, {best['images_per_second'] / devices:,.1f} a chip; arithmetic {ms['compute']}, memory "
             f"{ms['memory']}, communication {ms['communication']}: bound by {best['bound']}"
         )

@@ -51,7 +51,8 @@ class Collective:
 def collectives_of(program: Text, devices: int) -> tuple[Collective, ...]:
     """Returns the collectives that one step runs, in the order of the text.
 
-    What a loop runs is counted as often as the loop turns, where the compiler knows that.
+    What a loop runs is counted as often as the loop turns, where the text tells that; of a conditional, what each of
+    its branches runs.
 
     Args:
         program: its text, read.

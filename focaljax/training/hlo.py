@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 _BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16, "token": 0}  # others have their bits in their name
 _COMPUTATION = re.compile(r"^\s*(ENTRY\s+)?%?([\w.\-]+)\s*\(.*\)\s*->.*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT\s+)?%?([\w.\-]+)\s*=\s*(.*)$")
+_INSTRUCTION = re.compile(r"^\s*(ROOT\s+)?%?([\w.\-]+)\s*=\s*(.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLS = re.compile(r"\b(?:calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TO_APPLY = re.compile(r"\bto_apply=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"\}')
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_INTEGER = re.compile(r"\bconstant\((\d+)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,14 @@ class Instruction:
         arrays: of its result, in order.
         operands: names of other instructions of its computation.
         text: behind the `=`.
+        is_root: it gives the result of its computation.
     """
 
     opcode: str
     arrays: tuple[Array, ...]
     operands: tuple[str, ...]
     text: str
+    is_root: bool
 
     @property
     def called(self) -> list[str]:
@@ -55,12 +59,6 @@ class Instruction:
         if self.opcode == "call":
             names += _TO_APPLY.findall(self.text)
         return names
-
-    @property
-    def turns(self) -> int:
-        """How often it runs what it calls: of a loop, as often as it turns, if the compiler knows that."""
-        trips = _TRIPS.search(self.text) if self.opcode == "while" else None
-        return int(trips[1]) if trips else 1
 
 
 Computation = dict[str, Instruction]
@@ -91,8 +89,24 @@ class Text:
         for instruction in computation.values():
             yield instruction, computation, times
             if into_fusions or instruction.opcode in ("while", "conditional", "call"):
+                turns = self._turns(instruction)
                 for called in instruction.called:
-                    yield from self._run(called, times * instruction.turns, into_fusions)
+                    yield from self._run(called, times * turns, into_fusions)
+
+    def _turns(self, instruction: Instruction) -> int:
+        """Returns how often an instruction runs what it calls: of a loop, as often as it turns; 1 if nothing tells."""
+        if instruction.opcode != "while":
+            return 1
+        if trips := _TRIPS.search(instruction.text):
+            return int(trips[1])
+        # The TPU compiler writes no number of turns. Loops of JAX's that are known to end count from 0 to a constant.
+        condition = self.computations.get(next(iter(_CONDITION.findall(instruction.text)), ""), {})
+        root = next((one for one in condition.values() if one.is_root), None)
+        if root is None or root.opcode != "compare" or "direction=LT" not in root.text or len(root.operands) != 2:
+            return 1
+        limit = condition.get(root.operands[1])
+        found = _INTEGER.search(limit.text) if limit is not None else None
+        return int(found[1]) if found else 1
 
 
 def parse(text: str) -> Text:
@@ -106,16 +120,16 @@ def parse(text: str) -> Text:
         elif line.strip() == "}":
             current = None
         elif current is not None and (found := _INSTRUCTION.match(line)):
-            current[found[1]] = _instruction(found[2])
+            current[found[2]] = _instruction(found[3], is_root=bool(found[1]))
     return Text(computations, entry)
 
 
-def _instruction(text: str) -> Instruction:
+def _instruction(text: str, *, is_root: bool) -> Instruction:
     end = _closing(text, 0) + 1 if text.startswith("(") else text.find(" ")
     opening = text.find("(", end)
     arrays = tuple(_array(*found) for found in _ARRAY.findall(text[:end]))
     operands = re.findall(r"%([\w.\-]+)", text[opening : _closing(text, opening) + 1])
-    return Instruction(text[end:opening].strip(), arrays, tuple(operands), text)
+    return Instruction(text[end:opening].strip(), arrays, tuple(operands), text, is_root)
 
 
 def _closing(text: str, opening: int) -> int:

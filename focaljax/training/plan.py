@@ -99,7 +99,9 @@ def compile_program(traced: jax.stages.Traced, devices: int, options: Mapping[st
     try:
         compiled = traced.lower().compile(compiler_options=dict(options) if options else None)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # Of a TPU's other memories too there may be too little ("memory space vmem"), whatever the batch.
+        is_of_another = "memory space" in str(error) and "hbm" not in str(error).lower()
+        if "RESOURCE_EXHAUSTED" not in str(error) or is_of_another:
             raise
         raise DoesNotFitError(str(error)) from None
     seconds = time.perf_counter() - start

@@ -23,7 +23,7 @@ class Chip:
     Attributes:
         name: its maker's.
         sides: of its topologies: 2 for a torus of two dimensions, 1 where devices are only counted.
-        hbm_bytes: memory; programs get a little less, see `hbm_for_programs`.
+        hbm_bytes: memory, as published, rounded; programs get less, see `hbm_for_programs`.
         flops: a second, the peak for products of bfloat16.
         float32_flops: likewise of float32, as JAX multiplies them by default: on a TPU as bfloat16, on a GPU as TF32.
         hbm_bandwidth: bytes a second.
@@ -54,8 +54,9 @@ CHIPS = {
 KINDS = (*CHIPS, "cpu")
 
 _GPUS_OF_A_HOST = 8
-# Between hosts, of a DGX H100: one ConnectX-7 of 400 Gbit/s for each GPU, by its data sheet.
-_BETWEEN_HOSTS = 50e9
+# Between hosts, of a DGX H100: a ConnectX-7 of 400 Gbit/s for each GPU, by its data sheet. As many rings go through a
+# host as it has of them, so that what crosses between hosts is shared by all.
+_BETWEEN_HOSTS = _GPUS_OF_A_HOST * 50e9
 
 # What libtpu asks of a machine that has TPUs, answered for one that has none; whatever the topology, it is not used for
 # more than being there. Several processes may load it at once, as none of them uses a device.
@@ -136,6 +137,10 @@ def parse_topology(name: str) -> Topology:
     if len(sides) != wanted or not all(sides):
         form = "x".join("ABC"[:wanted]) if wanted > 1 else "COUNT"
         raise TopologyError(f"no topology {name!r}: of {kind} it is {kind}:{form}, such as {_example(kind)}")
+    if kind == "gpu" and sides[0] > _GPUS_OF_A_HOST and sides[0] % _GPUS_OF_A_HOST:
+        raise TopologyError(
+            f"no topology {name!r}: hosts have {_GPUS_OF_A_HOST} GPUs, so that more than one have a multiple of that"
+        )
     return Topology(f"{kind}:{'x'.join(map(str, sides))}", kind, sides)
 
 

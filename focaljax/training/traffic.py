@@ -8,6 +8,8 @@ _MOVE_NOTHING = {
     "partition-id", "replica-id", "opt-barrier", "add-dependency",
 }  # fmt: skip
 _OF_A_PART = {"slice", "dynamic-slice", "gather"}
+# Begun copies: from one place to another, as much as the smaller of the two holds.
+_BEGUN_COPIES = {"copy-start", "slice-start", "dynamic-slice-start"}
 
 
 def memory_traffic(program: Text) -> float:
@@ -28,8 +30,7 @@ def _moved(instruction: Instruction, computation: Computation, program: Text) ->
     opcode = instruction.opcode
     if opcode in _MOVE_NOTHING or opcode.endswith(("-done", "-update")):
         return 0.0
-    if opcode.endswith("-start") and len(instruction.arrays) >= 2:
-        # From one place to another, as much as the smaller of the two holds.
+    if opcode in _BEGUN_COPIES and len(instruction.arrays) >= 2:
         two = instruction.arrays[:2]
         return min(array.bytes for array in two) * sum(not array.is_on_chip for array in two)
     operands = [computation[name].arrays for name in instruction.operands if name in computation]

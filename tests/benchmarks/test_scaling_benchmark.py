@@ -1,5 +1,7 @@
 """The tables of docs/scaling.md: made of the plans' JSON files, and of commands that the verb takes."""
 
+import json
+import pathlib
 import re
 
 import cv2
@@ -36,6 +38,7 @@ def result(topology, devices, images=8, **changes):
         "roofline": {"compute": 0.01, "memory": 0.02, "communication": 0.001, "images_per_second": 400.0 * devices},
         "largest": None,
         "versions": {"jax": "0.10", "libtpu": None},
+        "commit": "abc",
         **changes,
     }
 
@@ -81,7 +84,7 @@ def test_tables_hold_what_the_plans_found(scaling, results):
     assert "| v5e:2x2 | 20.0 | 60.0 |" in tables["traffic"]
     assert "40 images a chip, 640 a step (an estimate by the line)" in tables["largest"]
     assert "| v5e | 16 GiB | 15.75 GiB | 197 TFLOP/s | 819 GB/s | 200 GB/s |" in tables["facts"]
-    assert tables["versions"] == "jax 0.10"
+    assert tables["versions"] == "- jax 0.10, commit abc"
 
 
 def test_document_has_a_place_for_each_table(scaling, results):
@@ -106,8 +109,17 @@ def test_picture_is_drawn(scaling, results, tmp_path):
 
 def test_finished_plan_is_not_run_again(scaling, tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(scaling.subprocess, "run", lambda command, **_: commands.append(command))
+
+    def run(command, **_):
+        commands.append(command)
+        pathlib.Path(command[-1]).write_text(json.dumps({"command": "with --json", "batch_size": 32}))
+
+    monkeypatch.setattr(scaling.subprocess, "run", run)
+    monkeypatch.setattr(scaling.report, "commit", lambda: "abc")
     (tmp_path / "v5e_2x2.json").write_text("{}")
     scaling.main(["--only", "v5e_2x2,v6e_2x2", "--out", str(tmp_path)])
     assert [command[3:6] for command in commands] == [["plan", "--config", "configs/coco_r50_1x.py"]]
-    assert commands[0][-2:] == ["--json", str(tmp_path / "v6e_2x2.json")]
+    written = json.loads((tmp_path / "v6e_2x2.json").read_text())
+    assert written["batch_size"] == 32
+    assert written["command"].endswith("--config.model.dtype=bfloat16 --nofit")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v5e_2x2.json", "v6e_2x2.json"]

@@ -117,6 +117,12 @@ def test_search_compiles_until_the_largest_batch_is_known(compiled, tpu, tmp_pat
     assert "batch that would fit: 48, 12 on each device (compiled; 13 do not fit)" in capsys.readouterr().out
 
 
+def test_accumulated_parts_have_a_roofline_of_the_arithmetic_as_traced(compiled, tpu, tmp_path):
+    parts = ["--config.optim.accumulate=2", "--nofit"]
+    result = planned(tmp_path, "--topology", "v5e:2x2", "--batch", "32", *parts)
+    assert result["roofline"]["compute"] == pytest.approx(result["traced_flops"] / 4 / 197e12)
+
+
 def test_nofit_compiles_once(compiled, tpu, tmp_path):
     assert planned(tmp_path, "--topology", "v5e:2x2", "--batch", "32", "--nofit")["largest"] is None
     assert len(compiled) == 1
@@ -126,8 +132,12 @@ def test_published_config_needs_neither_data_nor_weights(compiled, tpu, capsys):
     shapes = ["--config.data.image_size=(64, 64)", "--config.model.backbone=resnet18"]
     config = ["--config", str(CONFIGS / "coco_r50_1x.py"), *shapes]
     assert main(["plan", *config, "--topology", "v5e:2x2", "--batch", "4"]) == 0
-    assert "80 classes, 100 boxes; batch 4 on v5e:2x2: 4 devices, 1 images each" in capsys.readouterr().out
-    assert [images for images, *_ in compiled] == [1]
+    shown = capsys.readouterr().out
+    assert "80 classes, 100 boxes; batch 4 on v5e:2x2: 4 devices, 1 images each" in shown
+    assert [images for images, *_ in compiled] == [1, 2]
+    assert (
+        "batch that would fit: 56, 14 on each device (an ESTIMATE by the line through the programs for 1 and 2" in shown
+    )
 
 
 def test_devices_of_the_cpu_and_gpus_without_their_compiler(compiled, monkeypatch, tmp_path, capsys):
@@ -140,6 +150,7 @@ def test_devices_of_the_cpu_and_gpus_without_their_compiler(compiled, monkeypatc
     memory = result["program"]["memory"]
     assert (memory["arguments"], memory["temporaries"]) == (2 * GIB, None)
     assert (result["hbm_for_programs"], result["largest"], result["fits"]) == (None, None, None)
+    assert (result["roofline"], result["program"]["flops"], result["program"]["traffic"]) == (None, None, None)
     assert [one["group"] for one in result["program"]["collectives"]] == [8]
 
 
@@ -148,8 +159,11 @@ def test_devices_of_the_cpu_and_gpus_without_their_compiler(compiled, monkeypatc
     [
         (["--topology", "v5ee:4x4"], ("no topology 'v5ee:4x4'", "v5e:4x4, v5p:2x2x4", "did you mean 'v5e'?")),
         (["--topology", "v5e:4"], ("v5e:AxB, such as v5e:4x4",)),
-        (["--topology", "cpu:4", "--batch", "6"], ("batch size 6", "number of devices, 4")),
-        (["--topology", "cpu:64"], ("JAX has 8 CPU devices here",)),
+        (["--topology", "cpu:4", "--batch", "6"], ("batch size 6", "multiple of 4")),
+        # Said before a compiler is looked for.
+        (["--topology", "v5e:4x4", "--batch", "100"], ("batch size 100", "multiple of 16", "set --batch")),
+        (["--json", "/"], ("--json=/ cannot be written",)),
+        (["--topology", "cpu:64", "--batch", "64"], ("JAX has 8 CPU devices here",)),
         (["--topolgy", "cpu:4"], ("unknown flag --topolgy", "did you mean 'topology'?")),
         (["--batch", "0"], ("batch",)),
         (["stray"], ("unexpected argument 'stray'",)),

@@ -112,8 +112,11 @@ class Refusing:
 def test_only_too_little_memory_is_a_refusal():
     with pytest.raises(plan.DoesNotFitError, match="exceeds"):
         plan.compile_program(Refusing("RESOURCE_EXHAUSTED: (2G) exceeds available HBM (1G)"), 1)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        plan.compile_program(Refusing("INTERNAL: a fault"), 1)
+    for message in ("INTERNAL: a fault", "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 1M of 1M"):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message[:8]):
+            plan.compile_program(Refusing(message), 1)
+    with pytest.raises(plan.DoesNotFitError, match="hbm"):
+        plan.compile_program(Refusing("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm."), 1)
 
 
 def test_roofline_is_the_longest_of_three_times():
@@ -164,14 +167,16 @@ def test_topologies_are_named_by_kind_and_shape():
     topology = parse_topology("V5P:2x2x4")
     assert (topology.name, topology.devices, topology.chip) == ("v5p:2x2x4", 16, CHIPS["v5p"])
     assert parse_topology("cpu:8").chip is None
-    # NVLink inside a host, the network between hosts.
-    assert parse_topology("gpu:8").chip.link_bandwidth > 2 * parse_topology("gpu:16").chip.link_bandwidth
+    # NVLink inside a host; between hosts, the network cards of all its GPUs.
+    assert parse_topology("gpu:8").chip.link_bandwidth == 450e9
+    assert parse_topology("gpu:16").chip.link_bandwidth == 8 * 50e9
     for name, message in {
         "v5e": "v5e:AxB, such as v5e:4x4",
         "v5e:4": "v5e:AxB",
         "v5e:0x4": "v5e:AxB",
         "v5p:4x4": "v5p:AxBxC, such as v5p:2x2x4",
         "gpu:2x4": "gpu:COUNT, such as gpu:8",
+        "gpu:17": "a multiple",
         "v7:4x4": "the kinds are v5e, v5p, v6e, gpu, cpu",
     }.items():
         with pytest.raises(TopologyError, match=message):

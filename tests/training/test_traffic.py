@@ -43,6 +43,8 @@ def traffic(*lines, others=""):
         ("%r = (f32[8]{0:S(1)}, f32[8]{0}, u32[]) copy-start(%q)", 32),
         ("%r = ((f32[100]{0}), f32[8]{0:S(1)}, s32[]) slice-start(%p), slice={[0:8]}", 32),
         ("%r = f32[8]{0} copy-done(%q)", 0),
+        # Exchanges read and write all that they have.
+        ("%r = (f32[100]{0}, f32[8]{0}) all-reduce-start(%p, %q)", 2 * (400 + 32)),
         ("%r = (f32[8]{0}, f32[100]{0}) tuple(%q, %p)", 0),
         ("%r = f32[100]{0} bitcast(%p)", 0),
     ],
@@ -51,7 +53,29 @@ def test_instruction_moves_what_is_not_on_the_chip(line, moved):
     assert traffic(line, others=FUSED) == moved
 
 
-def test_loop_moves_it_at_every_turn():
+# As the compilers for GPUs and for TPUs tell how often a loop turns.
+NUMBERED = '%w = (s32[], f32[8]{0}) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}'
+COUNTING = "%w = (s32[]{:T(128)}, f32[8]{0}) while(%t), condition=%wide.c_spmd.clone, body=%body, metadata={}"
+CONDITION = """%wide.c_spmd.clone (t: (s32[], f32[8])) -> pred[] {
+  %constant.35.clone = s32[]{:T(128)} constant(3)
+  %t.2 = (s32[]{:T(128)}, f32[8]{0:T(8,128)S(1)}) parameter(0)
+  %get-tuple-element.8 = s32[]{:T(128)} get-tuple-element(%t.2), index=0
+  ROOT %lt.71 = pred[]{:T(512)} compare(%get-tuple-element.8, %constant.35.clone), direction=LT, metadata={}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("loop", "condition", "moved"),
+    [
+        (NUMBERED, "", 3 * 64),
+        # The comparison of two numbers of 4 bytes with one of 1.
+        (COUNTING, CONDITION, 3 * (64 + 9)),
+        (COUNTING, CONDITION.replace("LT", "NE"), 64 + 9),
+        (COUNTING, "", 64),
+    ],
+)
+def test_loop_moves_it_at_every_turn(loop, condition, moved):
     body = """%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
   %t = (s32[], f32[8]{0}) parameter(0)
   %x = f32[8]{0} get-tuple-element(%t), index=1
@@ -59,5 +83,4 @@ def test_loop_moves_it_at_every_turn():
   ROOT %u = (s32[], f32[8]{0}) tuple(%i, %y)
 }
 """
-    loop = '%w = (s32[], f32[8]{0}) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}'
-    assert traffic(loop, others=body) == 3 * 64
+    assert traffic(loop, others=body + condition) == moved
