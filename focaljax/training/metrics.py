@@ -6,11 +6,14 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 Values = Mapping[str, float | None]
 
@@ -34,14 +37,19 @@ class MetricsWriter:
         self._path = workdir / "metrics.jsonl"
         self._waiting: collections.deque[tuple[int, str, Future[Values]]] = collections.deque()
         self._records = [record for record in read_metrics(workdir) if record["step"] <= start_step]
-        self._file, self._tensorboard = None, None
+        self._file, self._events = None, None
         if writes:
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(record) + "\n" for record in self._records))
             os.replace(temporary, self._path)
             self._file = self._path.open("a")
-            folder = str(workdir / "tensorboard")
-            self._tensorboard = SummaryWriter(folder, purge_step=start_step + 1, write_to_disk=True)
+            # Not tensorboardX's SummaryWriter: where its thread cannot write, everything waits for it for ever.
+            self._folder = workdir / "tensorboard"
+            self._folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
+            # TensorBoard leaves out what earlier files have from this step on.
+            restart = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=restart))
 
     def __enter__(self) -> Self:
         return self
@@ -54,9 +62,10 @@ class MetricsWriter:
                 with contextlib.suppress(Exception):
                     self._write_finished()
         finally:
-            for output in (self._file, self._tensorboard):
+            for output in (self._file, self._events):
                 if output is not None:
-                    output.close()
+                    with contextlib.suppress(OSError):  # flushed at each record, or said there
+                        output.close()
 
     def has(self, step: int, split: str) -> bool:
         """Returns whether there is a record of this step and split, written or waiting."""
@@ -92,8 +101,9 @@ class MetricsWriter:
     def _write_finished(self) -> None:
         while self._waiting and self._waiting[0][2].done():
             step, split, values = self._waiting[0]
-            self._write(step, split, values.result())  # an error in there stops all that comes after
+            finished = values.result()  # an error in there stops all that comes after
             self._waiting.popleft()
+            self._write(step, split, finished)
 
     def _write(self, step: int, split: str, values: Values) -> None:
         finite = {
@@ -101,16 +111,26 @@ class MetricsWriter:
         }
         record: dict[str, Any] = {"step": step, "split": split, **finite}
         self._records.append(record)
-        if self._file is None or self._tensorboard is None:
+        if self._file is None or self._events is None:
             return
-        try:
+        with _naming(self._path, step):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        except OSError as error:  # which names no file
-            raise OSError(error.errno, f"{error.strerror}: the records of step {step}", str(self._path)) from error
-        for name, value in finite.items():
-            if value is not None:
-                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        with _naming(self._folder, step):
+            for name, value in finite.items():
+                if value is not None:
+                    scalar = summary.scalar(f"{split}/{name}", value)
+                    self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar))
+            self._events.flush()
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path, step: int) -> Iterator[None]:
+    """Puts the file's name into an error of writing to an open file, which has none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: the records of step {step}", str(path)) from error
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import resource
 from concurrent.futures import Future
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from focaljax.training.metrics import MetricsWriter, read_metrics
 
@@ -52,9 +53,21 @@ def test_has_knows_records_of_this_and_of_former_processes(tmp_path):
         assert writer.has(5, "train")
 
 
-def test_tensorboard_files_are_written(tmp_path):
-    write(tmp_path, 0, (1, "train", {"loss": 2.0}))
-    assert any(path.stat().st_size > 0 for path in (tmp_path / "tensorboard").iterdir())
+def test_tensorboard_is_told_the_values_and_where_a_run_went_on(tmp_path):
+    write(tmp_path, 0, (1, "train", {"loss": 0.5, "learning_rate": None}), (2, "train", {"loss": 0.25}))
+    write(tmp_path, 1, (2, "train", {"loss": 0.125}))
+    found = []
+    for path in sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:  # records: length, its checksum, the event, its checksum
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            values = {value.tag: value.simple_value for value in event.summary.value}
+            found.append(values or (event.session_log.status, event.step))
+            data = data[16 + size :]
+    begins = (SessionLog.STATUS_UNSPECIFIED, 0)
+    expected = [begins, (SessionLog.START, 1), {"train/loss": 0.5}, {"train/loss": 0.25}]
+    assert found == [*expected, begins, (SessionLog.START, 2), {"train/loss": 0.125}]
 
 
 def test_records_after_values_that_are_still_computed_wait(tmp_path):
@@ -100,15 +113,27 @@ def test_error_of_the_caller_comes_before_one_in_values(tmp_path):
         write_and_fail()
 
 
-def test_disk_without_room_is_an_error_that_names_the_file(tmp_path):
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_disk_without_room_is_an_error_that_names_the_file(tmp_path, name):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with MetricsWriter(tmp_path) as writer:
-        writer.write(1, "train", {"loss": 1.0})
-        size = (tmp_path / "metrics.jsonl").stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    values = dict.fromkeys(map(str, range(100)), 1.0)  # an event is larger than its line
+
+    def write_two(in_the_end):
+        with MetricsWriter(tmp_path) as writer:
+            writer.write(1, "train", values)
+            path = tmp_path / name if name == "metrics.jsonl" else next(tmp_path.glob(f"{name}/*"))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+            try:
+                writer.write(2, "train", values)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, in_the_end)
+
+    # The disk may stay full, or have room again when all is closed.
+    for in_the_end in ((0, limits[1]), limits):
         try:
-            with pytest.raises(OSError, match=r"File too large: the records of step 2: '.*metrics\.jsonl'"):
-                writer.write(2, "train", {"loss": 1.0})
+            with pytest.raises(OSError, match=rf"File too large: the records of step 2: '.*{name}'"):
+                write_two(in_the_end)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert read_metrics(tmp_path)[0] == {"step": 1, "split": "train", "loss": 1.0}
+        assert read_metrics(tmp_path)[0] == {"step": 1, "split": "train", **values}
+        assert [record["step"] for record in read_metrics(tmp_path)].count(2) <= 1
