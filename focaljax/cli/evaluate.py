@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     config, workdir = saved_run(flag_values.workdir, overrides)
     split = flag_values.split or config.eval.split
     split_cpu(config.cpu_devices, config.eval.batch_size)
-    join_processes(flag_values.coordinator, flag_values.processes, flag_values.process)
+    join_processes(flag_values.coordinator, flag_values.processes, flag_values.process, notes_sigterm=False)
     mesh = meshes.make_mesh()
     try:
         meshes.check_batch_size(config.eval.batch_size, mesh)

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -61,13 +62,16 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
     except UsageError as error:
         return _fail(str(error), 2), _has_others()
     except KeyboardInterrupt:
-        return _fail("interrupted", 130), _has_others()
+        return _fail("interrupted", 130), True  # threads may hang in a file, which may be why it was interrupted
     except BrokenPipeError:  # the reader of the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, _has_others()
     except Exception as error:
         if os.environ.get("FOCALJAX_TRACEBACK") or not _is_expected(error):
-            raise
+            if not _has_others():
+                raise
+            traceback.print_exc()
+            return 1, True
         return _fail(str(error), 1), _has_others() or isinstance(error, _leaving_threads())
 
 

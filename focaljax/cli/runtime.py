@@ -85,7 +85,7 @@ def define_process_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_integer("process", None, "number of this one", lower_bound=0, flag_values=flag_values)
 
 
-def join_processes(coordinator: str, count: int | None, index: int | None) -> None:
+def join_processes(coordinator: str, count: int | None, index: int | None, *, notes_sigterm: bool = True) -> None:
     """Makes this process one of several that run one program, if it is; of those, only the first keeps speaking.
 
     On Cloud TPU pods, under Slurm and Open MPI 4 and, with the package kubernetes, in the pods of an indexed Kubernetes
@@ -95,6 +95,8 @@ def join_processes(coordinator: str, count: int | None, index: int | None) -> No
         coordinator: 'HOST:PORT' of the first process, which must be free there; '': see above.
         count: how many processes there are.
         index: number of this one, 0 for the first.
+        notes_sigterm: of several processes, SIGTERM does not end this one but is told to all, for training to save at
+            the same step.
 
     Raises:
         UsageError: the arguments do not go together, or the others could not be reached.
@@ -105,6 +107,7 @@ def join_processes(coordinator: str, count: int | None, index: int | None) -> No
         raise UsageError("--processes and --process go with --coordinator=HOST:PORT, the address of process 0")
     if not coordinator and not _is_one_of_several():
         return
+    jax.config.update("jax_enable_preemption_service", notes_sigterm)
     try:
         jax.distributed.initialize(*((coordinator, count, index) if coordinator else ()))
     except (RuntimeError, ValueError) as error:

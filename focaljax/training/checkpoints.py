@@ -11,15 +11,17 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from focaljax.training.mesh import agree, is_primary
+from focaljax.training.mesh import agree, gather_rows, is_primary
 
 logger = logging.getLogger("focaljax.training")
 _ABSL_LOGGER = logging.getLogger("absl")
@@ -61,6 +63,7 @@ class Checkpoints:
         read_only: bool = False,
     ) -> None:
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._read_only = read_only
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {workdir}: expected the --workdir of a run of `focaljax train`")
         # In the background a save is finished and its digests are written; one at a time.
@@ -145,7 +148,8 @@ class Checkpoints:
     def restore_latest(self, state: Any) -> tuple[int, Any]:
         """Returns the latest step whose checkpoint can be read, and its state.
 
-        A checkpoint that was damaged after it was written is passed over with a warning.
+        A checkpoint that was damaged after it was written is passed over with a warning and, unless these checkpoints
+        are read only, renamed to `damaged-STEP`: the run goes on before it and saves that step anew.
 
         Args:
             state: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct`s, or a state). The devices may be
@@ -156,37 +160,62 @@ class Checkpoints:
             CheckpointError: there is no checkpoint, or none can be read.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        failures = []
+        failures: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             # All processes take the same one, and files may look different to each for a moment.
             damage = agree(_damage(self.folder / str(step)) if is_primary() else "")
+            restored = None
             try:
                 if damage:
                     raise OSError(damage)
                 self._check_fits(step, abstract)
-                restored = self._manager.restore(
-                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                )
+                parts = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                restored = self._manager.restore(step, args=parts)
             except MismatchError:
                 raise
             except Exception as error:  # Orbax raises whatever its storage layers raise.
-                reason = _reason(error)
-                failures.append(f"step {step}: {reason}")
-                logger.warning("the checkpoint of step %d cannot be read and is passed over: %s", step, reason)
+                if isinstance(error, jax.errors.JaxRuntimeError):  # the devices', such as too little memory
+                    raise
+                damage = _reason(error)
+            if gather_rows(np.array([restored is None])).any():
+                failures[step] = damage or "another process cannot read it"
+                logger.warning("the checkpoint of step %d cannot be read and is passed over: %s", step, failures[step])
                 continue
+            assert restored is not None
+            if not self._read_only:
+                self._set_aside(failures)
+                if is_primary() and not (self.folder / str(step) / _DIGESTS).exists():
+                    self._write_digests(step)  # it was saved by a process that was killed before it wrote them
             return step, restored["state"]
         if failures:
-            raise CheckpointError(f"no checkpoint in {self.folder} can be read; {'; '.join(failures)}")
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in failures.items())
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read; {reasons}")
         raise CheckpointError(f"no checkpoint in {self.folder}: has the run saved one yet?")
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
-        folder = self.folder / str(step)
         if is_primary():
-            digests = {path: _digest(folder / path) for path in _files(folder)}
-            temporary = folder / f"{_DIGESTS}.tmp"
-            temporary.write_text(json.dumps(digests, indent=1))
-            os.replace(temporary, folder / _DIGESTS)
+            self._write_digests(step)
+
+    def _write_digests(self, step: int) -> None:
+        folder = self.folder / str(step)
+        temporary = folder / f"{_DIGESTS}.tmp"
+        digests = {path: _digest(folder / path) for path in _files(folder) if path != temporary.name}
+        temporary.write_text(json.dumps(digests, indent=1))
+        os.replace(temporary, folder / _DIGESTS)
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Renames damaged checkpoints: as the latest they would keep Orbax from saving the steps up to theirs."""
+        steps = list(steps)
+        if not steps:
+            return
+        if is_primary():
+            for step in steps:
+                damaged = self.folder / f"damaged-{step}"
+                shutil.rmtree(damaged, ignore_errors=True)
+                (self.folder / str(step)).rename(damaged)
+        agree("renamed")  # before any process looks
+        self._manager.reload()
 
     @contextlib.contextmanager
     def _failing_clearly(self, step: int) -> Iterator[None]:

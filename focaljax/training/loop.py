@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from focaljax.training.checkpoints import Checkpoints
-from focaljax.training.mesh import gather_rows, put_batches
+from focaljax.training.mesh import agree, gather_rows, put_batches
 from focaljax.training.metrics import MetricsWriter
 from focaljax.training.state import TrainState
 from focaljax.training.step import TRAIN_KEYS
@@ -177,7 +177,8 @@ def run_training(
         checkpoints.save(step, state, settings)
 
     with StopSignals() as stop, ThreadPoolExecutor(1, "metrics") as in_background:
-        if step > 0 and is_due(intervals.evaluate) and not writer.has(step, evaluation_split):
+        # What stands in the records may look different to each process for a moment.
+        if step > 0 and is_due(intervals.evaluate) and not agree("has" * writer.has(step, evaluation_split)):
             start_evaluation()
         rate = _Rate(step)
         host_and_device = put_batches(batches(step), mesh, TRAIN_KEYS) if step < steps else iter(())
@@ -203,6 +204,7 @@ def run_training(
                     start_evaluation()
         look()
         writer.wait()
+        checkpoints.wait()  # a second signal must not end the process while the last state is being saved
     return state, stop.requested if stop.is_reached else None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from focaljax.training.metrics import read_metrics
 from tests.cli.conftest import devices_of_runs
 
 
-def run_two(env, *command):
-    """Runs a command of focaljax as two processes; returns what each of them said."""
+def free_address():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        coordinator = f"--coordinator=127.0.0.1:{unused.getsockname()[1]}"
-    command = [sys.executable, "-m", "focaljax", *command, coordinator, "--processes=2"]
+        return f"127.0.0.1:{unused.getsockname()[1]}"
+
+
+def run_two(env, *command):
+    """Runs a command of focaljax as two processes; returns what each of them said."""
+    command = [sys.executable, "-m", "focaljax", *command, f"--coordinator={free_address()}", "--processes=2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen([*command, f"--process={index}"], env=env, **pipes) for index in range(2)]
     ends = [worker.communicate(timeout=600) for worker in workers]
@@ -60,6 +64,39 @@ def test_two_processes_train_and_evaluate_as_one_does(tiny, finished_run, users_
 def test_evaluation_batch_that_the_devices_cannot_share_is_one_line(finished_run, capsys):
     assert main(["evaluate", "--workdir", str(finished_run), "--config.eval.batch_size=7"]) == 2
     assert "--config.eval.batch_size: batch size 7 must be a positive multiple of" in capsys.readouterr().err
+
+
+FAULTY = """
+import sys, time
+from focaljax.cli import evaluate, main
+from focaljax.cli.runtime import join_processes
+
+def faulty(arguments):
+    index = int(arguments[1])
+    join_processes(arguments[0], 2, index, notes_sigterm=False)
+    print("joined", file=sys.stderr, flush=True)
+    if index == 1:
+        raise RuntimeError("a fault")
+    time.sleep(600)
+
+evaluate.main = faulty
+main.program()
+"""
+
+
+def test_fault_in_one_process_ends_it_at_once_and_sigterm_one_that_saves_nothing(users_env):
+    command = [sys.executable, "-c", FAULTY, "evaluate", free_address()]
+    pipes = {"stderr": subprocess.PIPE, "text": True, "env": users_env}
+    first, second = (subprocess.Popen([*command, str(index)], **pipes) for index in range(2))
+    try:
+        assert "RuntimeError: a fault" in second.communicate(timeout=60)[1]
+        assert second.returncode == 1
+        assert any("joined" in line for line in first.stderr)
+        first.terminate()
+        assert first.wait(timeout=60) == -signal.SIGTERM
+    finally:
+        first.kill()
+        second.kill()
 
 
 @pytest.mark.parametrize(

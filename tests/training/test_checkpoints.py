@@ -57,6 +57,43 @@ def test_damaged_checkpoint_is_passed_over_and_named(tmp_path, state, caplog):
     assert "checkpoint of step 2 cannot be read" in caplog.text
 
 
+@pytest.mark.parametrize("steps", [(7, 10), (10,), (12,)])
+def test_run_goes_on_and_saves_before_at_and_after_the_damaged_step(tmp_path, state, steps):
+    save(tmp_path, (5, state), (10, state))
+    damage(tmp_path, 10)
+    new = jax.tree.map(jnp.ones_like, state)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.restore_latest(state)[0] == 5
+        for step in steps:
+            checkpoints.save(step, new, {})
+    found, restored = restore(tmp_path, state)
+    assert found == steps[-1]
+    jax.tree.map(np.testing.assert_array_equal, restored, new)
+    # What was damaged is there for whoever wants to look, and counts for nothing.
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == sorted(["damaged-10", *map(str, (5, *steps)[-2:])])
+
+
+def test_looking_at_a_run_changes_nothing_in_it(tmp_path, state):
+    save(tmp_path, (5, state), (10, state))
+    damage(tmp_path, 10)
+    assert restore(tmp_path, state)[0] == 5
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "5"]
+
+
+def test_what_the_devices_refuse_is_no_damage(tmp_path, state, monkeypatch):
+    save(tmp_path, (5, state), (10, state))
+    with Checkpoints(tmp_path) as checkpoints:
+
+        def restore_no_more(*_, **__):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(checkpoints._manager, "restore", restore_no_more)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+            checkpoints.restore_latest(state)
+    assert restore(tmp_path, state)[0] == 10
+
+
 def test_nothing_but_damage_is_an_error_that_says_so(tmp_path, state):
     save(tmp_path, (3, state))
     damage(tmp_path, 3)
@@ -104,6 +141,13 @@ def test_checkpoint_without_digests_is_taken(tmp_path, state):
     save(tmp_path, (1, state))
     (tmp_path / "checkpoints" / "1" / "sha256.json").unlink()
     assert restore(tmp_path, state)[0] == 1
+    # A run that goes on makes up for them.
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore_latest(state)
+    assert (tmp_path / "checkpoints" / "1" / "sha256.json").exists()
+    damage(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="has changed|bytes, expected"):
+        restore(tmp_path, state)
 
 
 @pytest.mark.parametrize(

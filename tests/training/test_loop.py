@@ -292,3 +292,18 @@ def test_handlers_are_put_back_and_a_second_interrupt_is_immediate():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_second_signal_does_not_end_the_process_while_the_last_state_is_saved(tmp_path, monkeypatch):
+    handlers = []
+    wait = Checkpoints.wait
+
+    def noted_wait(self):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", noted_wait)
+    run(tmp_path, signal_at=3)
+    # All that is waited for, but what is saved already when the block of the checkpoints is left.
+    assert signal.SIG_DFL not in handlers[:-1]
+    assert len(handlers) > 2
