@@ -94,7 +94,9 @@ def make_source(config: ConfigDict, split: str, *, classes: Classes | None = Non
     source = _whole_source(config, split, classes)
     if (limit := config.data[split].limit) > 0:
         source = FirstImages(source, limit)
-    return CachedSource(source, config.data.cache, split, track=track) if config.data.cache else source
+    if not config.data.cache:
+        return source
+    return CachedSource(source, config.data.cache, split, track=track, timeout=config.data.timeout)
 
 
 def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> Source:
@@ -347,18 +349,25 @@ def report_data(source: Source, split: str, workdir: pathlib.Path | None = None)
     if meshes.is_primary():
         for line in source.report.lines():
             print(f"  {split}: {line}", file=sys.stderr, flush=True)
-    if workdir is not None:
+    if workdir is not None and meshes.is_primary():
         write_data_report(source, split, workdir)
 
 
 def write_data_report(source: Source, split: str, workdir: pathlib.Path) -> None:
-    """Writes all that was found in a split to `WORKDIR/data_report_SPLIT.txt`, one finding a line, if there is any."""
-    findings = list(source.report.findings)
-    if findings and meshes.is_primary():
-        path = workdir / f"data_report_{split}.txt"
-        text = "".join(f"{printable(finding.kind)}: {finding}\n" for finding in findings)
-        path.write_text(text, encoding="utf-8")
-        say(f"  all {len(findings)} findings: {path}")
+    """Writes what was found in a split to `WORKDIR/data_report_SPLIT.txt`, one finding a line, if there is any.
+
+    What an earlier start of the run has found stays there. Other processes than the first have a file of their own,
+    `data_report_SPLIT_processI.txt`.
+    """
+    if not source.report.findings:
+        return
+    process = "" if meshes.is_primary() else f"_process{jax.process_index()}"
+    path = workdir / f"data_report_{split}{process}.txt"
+    earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [f"{printable(finding.kind)}: {finding}" for finding in list(source.report.findings)]
+    lines = dict.fromkeys(earlier + found)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    say(f"  all {len(lines)} findings: {path}")
 
 
 def example_batch(config: ConfigDict, keys: tuple[str, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -11,12 +13,13 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import IO
 
-import filelock
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from focaljax.cli.console import say
 from focaljax.cli.main import UsageError
 from focaljax.training import mesh as meshes
 
@@ -133,35 +136,45 @@ def only_run_in(workdir: pathlib.Path) -> Iterator[None]:
     """Makes the workdir and keeps other runs out of it while the block lasts.
 
     The lock is the system's and goes with the process, however it ends; `WORKDIR/running.json` says whose it is. Where
-    a file system knows no locks there is none.
+    a file system knows no locks there is none, which is said.
 
     Raises:
         UsageError: another run is there, or the workdir cannot be written to.
     """
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    refusal = ""
+    lock, refusal = None, ""
     if meshes.is_primary():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except filelock.Timeout:
+            lock = (workdir / ".lock").open("w")
+            _lock(lock)
+            holder = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            (workdir / "running.json").write_text(json.dumps(holder) + "\n")
+        except BlockingIOError:
             refusal = f"{workdir} is in use by {_holder(workdir)}: wait for it, stop it, or name another --workdir"
-        except NotImplementedError:  # no locks here
-            pass
         except OSError as error:
             refusal = f"--workdir={workdir} cannot be written to: {error.strerror or error}; name another folder"
-    if refusal := meshes.agree(refusal):
-        raise UsageError(refusal)
-    if meshes.is_primary():
-        holder = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        (workdir / "running.json").write_text(json.dumps(holder) + "\n")
     try:
-        yield
+        if refusal := meshes.agree(refusal):
+            raise UsageError(refusal)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # the workdir is gone, which is said elsewhere
+                if meshes.is_primary():
+                    (workdir / "running.json").unlink(missing_ok=True)
     finally:
-        with contextlib.suppress(OSError):  # the workdir is gone, which is said elsewhere
-            if meshes.is_primary():
-                (workdir / "running.json").unlink(missing_ok=True)
-                lock.release()
+        if lock is not None:
+            lock.close()
+
+
+def _lock(file: IO[str]) -> None:
+    """Takes the file's lock; raises BlockingIOError if another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        say(f"note: the file system of {file.name} knows no locks: nothing keeps a second run out of its folder")
 
 
 def _holder(workdir: pathlib.Path) -> str:

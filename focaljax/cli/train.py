@@ -18,6 +18,7 @@ Example:
   focaljax train --config configs/shapes.py --workdir runs/shapes --config.optim.learning_rate=0.02
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -25,7 +26,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,7 +115,6 @@ def _train(
 ) -> int:
     build.report_data(source, "train", workdir)
     build.report_data(evaluation_source, config.eval.split, workdir)
-    findings_at_start = len(source.report.findings), len(evaluation_source.report.findings)
     if meshes.is_primary():
         save_config(config, workdir)
         build.save_classes(source, workdir)
@@ -151,7 +151,10 @@ def _train(
     def best_step() -> int | None:
         return writer.best_step(config.eval.split, "AP")
 
-    with Checkpoints(workdir, keep=config.checkpoint.keep, best_step=best_step) as checkpoints:
+    with (
+        _reporting_damage((source, "train"), (evaluation_source, config.eval.split), workdir=workdir),
+        Checkpoints(workdir, keep=config.checkpoint.keep, best_step=best_step) as checkpoints,
+    ):
         state = _start(initialize, checkpoints, config, workdir, mesh)
         start_step, start_time = int(state.step), time.perf_counter()
         with (
@@ -174,13 +177,6 @@ def _train(
                 on_nonfinite=functools.partial(_report_nonfinite, workdir=workdir),
                 stops_at_nonfinite=config.optim.nonfinite == "stop",
             )
-    # Damage in the middle of a file shows only when it is read.
-    for source_of_split, split, count in (
-        (source, "train", findings_at_start[0]),
-        (evaluation_source, config.eval.split, findings_at_start[1]),
-    ):
-        if len(source_of_split.report.findings) > count:
-            build.write_data_report(source_of_split, split, workdir)
     if meshes.is_primary():
         write_curves(workdir / "curves.png", read_metrics(workdir), split=config.eval.split)
     if stopped_by is not None:
@@ -191,6 +187,19 @@ def _train(
     if int(state.skipped):
         say(f"{int(state.skipped)} steps were skipped, their loss or gradient was not finite: see {workdir}/nonfinite")
     return 0
+
+
+@contextlib.contextmanager
+def _reporting_damage(*sources: tuple[Source, str], workdir: pathlib.Path) -> Iterator[None]:
+    """Writes what was found in the sources while the block lasted: damage inside a file shows when it is read."""
+    at_start = [len(source.report.findings) for source, _ in sources]
+    try:
+        yield
+    finally:
+        for (source, split), count in zip(sources, at_start, strict=True):
+            if len(source.report.findings) > count:
+                with contextlib.suppress(OSError):  # such as a full disk, which has been said
+                    build.write_data_report(source, split, workdir)
 
 
 def _report_nonfinite(nonfinite: NonfiniteStep, *, workdir: pathlib.Path) -> None:

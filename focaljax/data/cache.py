@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from focaljax.data.deadline import with_deadline
 from focaljax.data.example import DataError, Example, Source, UnreadableImageError
 from focaljax.data.transforms import resize_and_pad
 
@@ -49,6 +50,7 @@ class CachedSource:
         name: of the split, in the files' names.
         track: passes on the items, of which there are so many, and shows a person how far they are:
             `track(items, description, total)`.
+        timeout: seconds, the longest wait for an image while the file is made.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class CachedSource:
         name: str,
         *,
         track: Callable[[Iterable[Any], str, int], Iterable[Any]] = _untracked,
+        timeout: float = 600.0,
     ) -> None:
         self._source = source
+        self._timeout = timeout
         self._folder = pathlib.Path(folder)
         self._name = name
         self._track = track
@@ -100,6 +104,7 @@ class CachedSource:
 
         Raises:
             DataError: the file cannot be written, the disk is full.
+            StalledError: an image did not come in time.
         """
         if shape not in self._readers:
             size = "decoded" if shape is None else f"{shape[0]}x{shape[1]}"
@@ -133,7 +138,8 @@ class CachedSource:
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
             offset, table = 0, np.zeros((len(self._source), _COLUMNS), "<i8")
-            images = self._track(self._images(shape), f"decoding {self._name} for {path.parent}", len(self._source))
+            in_time = with_deadline(self._images(shape), self._timeout, what="image")
+            images = self._track(in_time, f"decoding {self._name} for {path.parent}", len(self._source))
             for row, (image, size) in zip(table, images):
                 row[:] = offset, image.shape[0], image.shape[1], *size
                 offset += image.size

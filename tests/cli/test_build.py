@@ -1,5 +1,7 @@
 """From a config to sources: each kind by its settings, and other splits with the training split's classes."""
 
+import types
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ import pytest
 from focaljax.cli import build
 from focaljax.cli.config import default_config, load_config
 from focaljax.cli.main import UsageError
+from focaljax.cli.train import _reporting_damage
+from focaljax.data.report import DataReport, Finding
 from focaljax.training import mesh as meshes
 from tests.cli.conftest import TINY
 
@@ -89,3 +93,28 @@ def test_settings_that_save_memory_reach_the_step_and_leave_the_state_in_float32
     assert "length=4" in jaxpr
     assert "checkpoint" in jaxpr or "remat" in jaxpr
     assert "bf16[2,16,16" in jaxpr
+
+
+def test_report_keeps_what_earlier_starts_have_found(tmp_path):
+    def start(*findings):
+        source = types.SimpleNamespace(report=DataReport(findings))
+        build.write_data_report(source, "train", tmp_path)
+
+    start()
+    assert not list(tmp_path.iterdir())
+    start(Finding("empty: skipped", "a.jpg"), Finding("cut off: skipped", "b.jpg"))
+    start(Finding("empty: skipped", "a.jpg"), Finding("empty: skipped", "c.jpg", image_id=7))
+    found = (tmp_path / "data_report_train.txt").read_text().splitlines()
+    assert found == ["empty: skipped: a.jpg", "cut off: skipped: b.jpg", "empty: skipped: c.jpg (image 7)"]
+
+
+def test_what_is_found_while_training_is_written_though_training_fails(tmp_path):
+    source = types.SimpleNamespace(report=DataReport([Finding("empty: skipped", "a.jpg")]))
+
+    def train():
+        source.report.add("cut off: skipped", "b.jpg")
+        raise KeyError("a fault")
+
+    with pytest.raises(KeyError), _reporting_damage((source, "train"), workdir=tmp_path):
+        train()
+    assert "cut off: skipped: b.jpg" in (tmp_path / "data_report_train.txt").read_text()

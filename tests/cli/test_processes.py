@@ -1,5 +1,7 @@
 """Verbs as several processes, and several runs beside each other."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -117,6 +119,18 @@ def test_second_run_on_a_workdir_is_refused_and_told_of_the_first(tiny, tmp_path
     with only_run_in(tmp_path):
         pass
     assert not (tmp_path / "running.json").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_is_said_and_no_obstacle(tmp_path, number, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / ".lock").write_text("")  # of a run that was killed
+    with only_run_in(tmp_path):
+        assert (tmp_path / "running.json").exists()
+    assert f"the file system of {tmp_path}/.lock knows no locks" in capsys.readouterr().out
 
 
 def test_lock_goes_with_a_process_that_was_killed(tmp_path, users_env):

@@ -8,6 +8,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import threading
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from focaljax.cli.config import default_config, differences
 from focaljax.data import coco
 from focaljax.data.cache import CachedSource
 from focaljax.data.coco import AnnotatedImages
+from focaljax.data.deadline import StalledError
 from focaljax.data.example import DataError, UnreadableImageError
 from focaljax.data.pipeline import evaluation_batches, training_batches
 from focaljax.data.subset import FirstImages
@@ -268,3 +270,26 @@ def test_setting_names_the_folder_and_may_change_in_a_run_that_goes_on(source, t
     assert_equal(*batches)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["train_40x48.images"]
     assert differences(config, with_cache) == []
+
+
+def test_image_that_hangs_while_the_file_is_made_is_an_error_in_time(source, tmp_path):
+    class Hanging:
+        released = threading.Event()
+
+        def __getattr__(self, name):
+            return getattr(source, name)
+
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            self.released.wait()
+            return source[index]
+
+    hanging = Hanging()
+    try:
+        with pytest.raises(StalledError, match="no image came within 0.2 s"):
+            CachedSource(hanging, tmp_path / "cache", "train", timeout=0.2).reader((30, 30))
+        assert not list((tmp_path / "cache").iterdir())
+    finally:
+        hanging.released.set()
