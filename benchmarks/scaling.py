@@ -258,7 +258,8 @@ def _versions(results: dict[str, dict[str, Any]]) -> str:
     found = set()
     for result in results.values():
         versions = sorted((name, version) for name, version in result["versions"].items() if version)
-        found.add(", ".join([*(f"{name} {version}" for name, version in versions), f"commit {result['commit']}"]))
+        shown_versions = [f"{name} {version}" for name, version in versions]
+        found.add(", ".join([*shown_versions, f"commit {result['commit'][:7]}"]))
     return "\n".join(f"- {line}" for line in sorted(found))
 
 
