@@ -185,6 +185,7 @@ def test_jobset_says_to_every_pod_who_it_is():
     # Labels are strings, also where they look like something else.
     labels = {"cloud.google.com/gke-tpu-topology": "4x4", "cloud.google.com/gke-spot": "true"}
     assert pod["nodeSelector"] == labels
+    assert pod["terminationGracePeriodSeconds"] == 120
     (container,) = pod["containers"]
     assert container["image"] == "registry/focaljax:1"
     assert container["resources"] == {"limits": {"google.com/tpu": "4"}}
@@ -213,6 +214,8 @@ def test_xpk_gets_the_command_as_one_word():
     assert set(words[3:]) == {
         *["--zone=z", "--cluster=pods", "--workload=run", "--tpu-type=v5litepod-16", "--num-slices=1"],
         *["--docker-image=registry/focaljax:1", "--storage=disk", "--max-restarts=50"],
+        # Without them xpk would end a run at any exit code below 127 but 42, and give it 30 seconds to save.
+        *["--restart-on-exit-codes=1,2", "--termination-grace-period-seconds=120"],
     }
     pod = ["bash", "experiments/launch/pod.sh", CONFIG, "/data/run", *OVERRIDES]
     assert shlex.split(command.removeprefix("--command=")) == ["exec", *pod]

@@ -50,6 +50,9 @@ set_training "$@"
 need_remote_paths "$1" "$2"
 need xpk "pip install xpk"
 
+# xpk starts anew after few exit codes of its own choice; 1 is a run that was stopped or failed, 2 one whose processes
+# did not find each other. The seconds are those of jobset.yaml.
+flags+=(--restart-on-exit-codes="1,2" --termination-grace-period-seconds=120)
 flags+=(--cluster="$cluster" --workload="$name" --tpu-type="$tpu_type" --num-slices="$slices"
   --docker-image="$image" --storage="$storage" --max-restarts="$restarts")
 # exec: xpk sends SIGTERM to the shell that reads this.
