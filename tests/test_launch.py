@@ -297,11 +297,12 @@ def test_slurm_refuses_to_run_outside_of_a_job(programs):
     assert launch("slurm.sbatch", CONFIG, "/shared/run", path=programs, SLURM_JOB_ID="1").returncode == 0
 
 
-def test_local_ends_the_others_when_one_fails(programs):
-    add_program(programs, "focaljax", '[ "${!#}" = 1 ] || exit 3; exec sleep 60')
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_local_ends_the_others_when_one_fails(failing, programs):
+    add_program(programs, "focaljax", f'[ "${{!#}}" != {failing} ] || exit 3; exec sleep 40')
     start = time.monotonic()
-    completed = launch("local.sh", CONFIG, "runs/run", path=programs)
-    assert completed.returncode in (3, 128 + signal.SIGTERM)
+    completed = launch("local.sh", "--processes", "3", CONFIG, "runs/run", path=programs)
+    assert completed.returncode == 3
     assert time.monotonic() - start < 30
 
 
@@ -321,6 +322,24 @@ def test_sigterm_is_passed_on_and_a_pods_run_that_is_not_finished_fails(script, 
             assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == (1 if script == "pod.sh" and not is_finished else 0)
+
+
+def test_ctrl_c_is_sigterm_for_all_that_local_started(programs):
+    add_program(programs, "focaljax", STOPPED_BY_SIGTERM)
+    with subprocess.Popen(
+        ["bash", str(LAUNCH / "local.sh"), CONFIG, "runs/run"],
+        cwd=ROOT,
+        env={"PATH": str(programs)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # It is ignored where the tests run in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        for _ in range(2):
+            assert process.stdout.readline() == "started\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(timeout=30) == 0
 
 
 @pytest.mark.parametrize(("index", "code"), [("0", 1), ("1", 0)])

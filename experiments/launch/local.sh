@@ -48,13 +48,20 @@ for ((process = 0; process < processes; process++)); do
 done
 [ -z "$dry_run" ] || exit 0
 
-exit_status=0
-for process in "${started[@]}"; do
-  status=0
-  finished "$process" || status=$?
-  if [ "$status" -ne 0 ]; then
-    exit_status=$status
-    stop # the others would wait for it
-  fi
+# Looked after in turn: the others would wait for one that failed, whichever it is.
+exit_status=0 running=$processes
+while [ "$running" -gt 0 ]; do
+  sleep 0.2 || true # which Ctrl-C ends too
+  for process in "${!started[@]}"; do
+    ! kill -0 "${started[process]}" 2> /dev/null || continue
+    status=0
+    finished "${started[process]}" || status=$?
+    if [ "$status" -ne 0 ] && [ "$exit_status" -eq 0 ]; then
+      exit_status=$status
+      stop
+    fi
+    unset "started[process]"
+    running=$((running - 1))
+  done
 done
 exit "$exit_status"
