@@ -357,6 +357,12 @@ def test_pod_passes_on_how_training_failed(programs, tmp_path):
     assert launch("pod.sh", CONFIG, tmp_path, path=programs).returncode == 2
 
 
+def test_image_of_the_page_finds_the_driver_that_gke_mounts():
+    (image,) = re.findall(r"```dockerfile\n(.*?)```", (ROOT / "docs" / "pods.md").read_text(), flags=re.DOTALL)
+    # A comment behind ENV would be read as a variable.
+    assert "ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in image.splitlines()
+
+
 def test_scripts_and_settings_of_the_page_exist():
     page = (ROOT / "docs" / "pods.md").read_text()
     for script in [*LAUNCHERS, "pod.sh", "jobset.yaml"]:
