@@ -140,6 +140,65 @@ def test_tpu_pod_packs_copies_installs_and_starts():
     assert shlex.split(started) == training("/nfs/run")
 
 
+def git(folder, *arguments):
+    author = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    subprocess.run(["git", "-C", str(folder), *author, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A committed file at the top and one in a folder, and one that is not committed."""
+    folder = tmp_path / "repository"
+    (folder / "configs").mkdir(parents=True)
+    for name in ("top.py", "configs/own.py", "configs/forgotten.py"):
+        (folder / name).write_text("")
+    git(folder, "init", "--quiet")
+    git(folder, "add", "top.py", "configs/own.py")
+    git(folder, "commit", "--quiet", "--message=all but one")
+    return folder
+
+
+@pytest.mark.parametrize("options", [[], ["--no-install"]])
+@pytest.mark.parametrize(
+    ("below", "config", "named"),
+    [
+        (".", "configs/forgotten.py", "configs/forgotten.py"),
+        (".", "top.py", None),
+        (".", "./configs/own.py", None),
+        ("configs", "own.py", "top folder"),
+        ("..", "repository/top.py", "top folder"),
+    ],
+)
+def test_tpu_pod_takes_a_committed_config_of_the_whole_repository(below, config, named, options, repository):
+    completed = launch("tpu_pod.sh", "--dry-run", *options, "pod", config, "/nfs/run", cwd=repository / below)
+    assert completed.returncode == (2 if named else 0), completed.stderr
+    if named:
+        assert not completed.stdout
+        assert completed.stderr.count("\n") == 1
+        assert named in completed.stderr
+
+
+def test_tpu_worker_keeps_nothing_of_an_older_commit_but_all_else(tmp_path, programs, repository):
+    # What the workers' shell would do, done here with stand-ins for what installs.
+    if "GNU" not in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("the workers have GNU's tar")
+    words = shlex.split(dry_run("tpu_pod.sh", "pod", "top.py", "/nfs/run", cwd=repository))
+    install = next(word for word in words if "uv pip install" in word).removeprefix("--command=")
+    worker = tmp_path / "worker"
+    for name in ("focaljax/configs/removed.py", "focaljax/.venv/python", "focaljax/data/image.jpg"):
+        (worker / name).parent.mkdir(parents=True)
+        (worker / name).write_text("")
+    git(repository, "archive", "--format=tar.gz", f"--output={worker}/focaljax.tar.gz", "HEAD")
+    for name in ("gzip", "mkdir", "tar"):
+        (programs / name).symlink_to(shutil.which(name))
+    (programs / "python3").unlink()
+    for name in ("python3", "uv"):
+        add_program(programs, name, "exit 0")
+    subprocess.run(["bash", "-c", install], cwd=worker, env={"PATH": str(programs), "HOME": str(worker)}, check=True)
+    files = {str(path.relative_to(worker / "focaljax")) for path in worker.glob("focaljax/**/*") if path.is_file()}
+    assert files == {"top.py", "configs/own.py", ".venv/python", "data/image.jpg"}
+
+
 def test_tpu_worker_starts_training_in_the_background_and_only_once(tmp_path, programs):
     # What the workers' shell would do, done here with a focaljax that writes its arguments and waits.
     words = shlex.split(dry_run("tpu_pod.sh", "--no-install", "pod", CONFIG, "/nfs/run", *OVERRIDES))

@@ -40,6 +40,8 @@ shift
 set_training "$@"
 need_remote_paths "$1" "$2"
 need git "it packs this commit"
+[ -z "$(git rev-parse --show-prefix 2>&1)" ] || fail "start it in the repository's top folder, not in $PWD"
+git cat-file -e "HEAD:./$1" 2> /dev/null || fail "CONFIG must be committed, which $1 is not: git add it and git commit"
 need gcloud "see cloud.google.com/sdk"
 
 tpu_vm=(gcloud compute tpus tpu-vm)
@@ -49,8 +51,9 @@ on_workers() { run "${tpu_vm[@]}" ssh "$tpu" "${flags[@]}" --command="$1"; }
 # shellcheck disable=SC2016
 {
   unless_training='if kill -0 "$(cat focaljax.pid 2> /dev/null)" 2> /dev/null; then echo "already training" >&2; exit 1; fi'
-  # The workers' own Python may be too old: uv brings one.
-  install='set -e; mkdir -p focaljax; tar -xzf focaljax.tar.gz -C focaljax; cd focaljax
+  # What an older commit left in this one's folders goes; .venv and data stay. The workers' own Python may be too old: uv
+  # brings one.
+  install='set -e; mkdir -p focaljax; tar -xzf focaljax.tar.gz --recursive-unlink -C focaljax; cd focaljax
 PATH=$HOME/.local/bin:$PATH; python3 -m pip install --quiet --user uv; uv venv --quiet --allow-existing --python 3.12
 uv pip install --quiet -c constraints.txt -e ".[train,tpu]"'
   # nohup: a lost connection, or the end of this one, does not end training.
