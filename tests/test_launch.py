@@ -265,6 +265,19 @@ def test_jobset_keeps_a_tpu_slice_together_and_leaves_gpus_alone():
     assert jobset("--chips", "nvidia.com/gpu=8", CONFIG, "/shared/run")["metadata"]["annotations"] == {}
 
 
+def test_claim_may_be_mounted_at_a_folder_with_a_slash_behind():
+    (job,) = jobset("--mount", "/data/", CONFIG, "/data/run")["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["volumeMounts"][0]["mountPath"] == "/data"
+
+
+@pytest.mark.parametrize("number", ["0", "7"])
+def test_number_of_restarts_may_be_0(number):
+    assert jobset("--restarts", number, CONFIG, "/shared/run")["spec"]["failurePolicy"] == {"maxRestarts": int(number)}
+    words = shlex.split(dry_run("gke_xpk.sh", *LAUNCHERS["gke_xpk.sh"], "--restarts", number, CONFIG, "/data/run"))
+    assert f"--max-restarts={number}" in words
+
+
 def test_xpk_gets_the_command_as_one_word():
     *words, command = shlex.split(
         dry_run("gke_xpk.sh", *LAUNCHERS["gke_xpk.sh"], "--zone", "z", CONFIG, "/data/run", *OVERRIDES)
@@ -319,7 +332,12 @@ def test_wrong_argument_is_one_line_and_2(script, arguments, named, programs):
         ("gke_jobset.sh", [*LAUNCHERS["gke_jobset.sh"], "--chips", "gpu", CONFIG, "/shared/run"], "--chips"),
         ("gke_jobset.sh", [*LAUNCHERS["gke_jobset.sh"], "--select", "a", CONFIG, "/shared/run"], "--select"),
         ("gke_jobset.sh", [*LAUNCHERS["gke_jobset.sh"], "--hosts", "many", CONFIG, "/shared/run"], "--hosts"),
+        ("gke_jobset.sh", [*LAUNCHERS["gke_jobset.sh"], "--mount", "data", CONFIG, "/data/run"], "absolute"),
+        ("gke_jobset.sh", [*LAUNCHERS["gke_jobset.sh"], "--mount", "/", CONFIG, "/data/run"], "absolute"),
         ("gke_xpk.sh", [*LAUNCHERS["gke_xpk.sh"][2:], CONFIG, "/data/run"], "--cluster"),
+        ("gke_xpk.sh", [*LAUNCHERS["gke_xpk.sh"], "--slices", "many", CONFIG, "/data/run"], "--slices"),
+        ("gke_xpk.sh", [*LAUNCHERS["gke_xpk.sh"], "--slices", "0", CONFIG, "/data/run"], "--slices"),
+        ("gke_xpk.sh", [*LAUNCHERS["gke_xpk.sh"], "--restarts", "-1", CONFIG, "/data/run"], "--restarts"),
         ("pod.sh", [CONFIG], "WORKDIR"),
     ],
 )

@@ -42,6 +42,13 @@ value() {
   esac
 }
 
+# Fails unless $2, the value of the option $1, is a number from $3 on.
+need_number() {
+  if [[ ! $2 =~ ^[0-9]+$ || $2 == 0?* || $2 -lt $3 ]]; then
+    fail "$1 must be a number from $3 on, got $2"
+  fi
+}
+
 # Makes the array `training` of CONFIG WORKDIR [--config.KEY=VALUE ...].
 set_training() {
   [ $# -ge 2 ] || fail "CONFIG and WORKDIR are needed: see --help"

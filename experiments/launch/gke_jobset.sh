@@ -60,8 +60,10 @@ done
 for option in name image hosts chips claim; do
   [ -n "${!option}" ] || fail "--$option is needed: see --help"
 done
-[[ $hosts =~ ^[1-9][0-9]*$ ]] || fail "--hosts must be a number from 1 on, got $hosts"
-[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts must be a number, got $restarts"
+need_number --hosts "$hosts" 1
+need_number --restarts "$restarts" 0
+mount=${mount%/}
+[[ $mount == /?* ]] || fail "--mount must be an absolute path of a folder below /, got ${mount:-/}"
 limits=$(member --chips "$chips")
 set_training "$@"
 need_remote_paths "$1" "$2"

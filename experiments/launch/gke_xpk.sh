@@ -46,6 +46,8 @@ done
 for option in cluster name tpu_type image storage; do
   [ -n "${!option}" ] || fail "--${option/_/-} is needed: see --help"
 done
+need_number --slices "$slices" 1
+need_number --restarts "$restarts" 0
 set_training "$@"
 need_remote_paths "$1" "$2"
 need xpk "pip install xpk"

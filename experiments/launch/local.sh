@@ -25,8 +25,8 @@ while [ $# -gt 0 ]; do
     *) break ;;
   esac
 done
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes must be a number from 1 on, got $processes"
-[[ $port =~ ^[1-9][0-9]*$ ]] || fail "--port must be a number, got $port"
+need_number --processes "$processes" 1
+need_number --port "$port" 1
 set_training "$@"
 need focaljax "source .venv/bin/activate"
 
