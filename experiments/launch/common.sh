@@ -42,6 +42,22 @@ value() {
   esac
 }
 
+# Adds an option that has a value to the array `flags`, as --OPTION=VALUE.
+pass_on() {
+  local given
+  given=$(value "$@")
+  flags+=("$1=$given")
+}
+
+# Does what an option asks for that all launchers have. $2 is what to say of one that none has.
+common_option() {
+  case $1 in
+    --help) usage && exit ;;
+    --dry-run) dry_run=1 ;;
+    *) fail "unknown option $1: ${2:-see --help}" ;;
+  esac
+}
+
 # Fails unless $2, the value of the option $1, is a number from $3 on.
 need_number() {
   if [[ ! $2 =~ ^[0-9]+$ || $2 == 0?* || $2 -lt $3 ]]; then

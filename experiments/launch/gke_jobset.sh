@@ -36,10 +36,8 @@ member() {
 }
 
 name='' image='' hosts='' chips='' claim='' mount=/shared restarts=50 select=''
-while [ $# -gt 0 ]; do
+while [[ ${1:-} == -* ]]; do
   case $1 in
-    --help) usage && exit ;;
-    --dry-run) dry_run=1 && shift ;;
     --name) name=$(value "$@"); shift 2 ;;
     --image) image=$(value "$@"); shift 2 ;;
     --hosts) hosts=$(value "$@"); shift 2 ;;
@@ -53,8 +51,7 @@ while [ $# -gt 0 ]; do
       select+=${select:+, }$label
       shift 2
       ;;
-    -*) fail "unknown option $1: see --help" ;;
-    *) break ;;
+    *) common_option "$1"; shift ;;
   esac
 done
 for option in name image hosts chips claim; do

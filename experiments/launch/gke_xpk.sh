@@ -23,10 +23,8 @@ source "$(dirname "$0")/common.sh"
 
 cluster='' name='' tpu_type='' image='' storage='' slices=1 restarts=50
 flags=()
-while [ $# -gt 0 ]; do
+while [[ ${1:-} == -* ]]; do
   case $1 in
-    --help) usage && exit ;;
-    --dry-run) dry_run=1 && shift ;;
     --cluster) cluster=$(value "$@"); shift 2 ;;
     --name) name=$(value "$@"); shift 2 ;;
     --tpu-type) tpu_type=$(value "$@"); shift 2 ;;
@@ -34,13 +32,8 @@ while [ $# -gt 0 ]; do
     --storage) storage=$(value "$@"); shift 2 ;;
     --slices) slices=$(value "$@"); shift 2 ;;
     --restarts) restarts=$(value "$@"); shift 2 ;;
-    --zone | --project)
-      flag=$(value "$@")
-      flags+=("$1=$flag")
-      shift 2
-      ;;
-    -*) fail "unknown option $1: see --help" ;;
-    *) break ;;
+    --zone | --project) pass_on "$@"; shift 2 ;;
+    *) common_option "$1"; shift ;;
   esac
 done
 for option in cluster name tpu_type image storage; do

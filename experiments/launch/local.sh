@@ -15,14 +15,11 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 processes=2 port=29400
-while [ $# -gt 0 ]; do
+while [[ ${1:-} == -* ]]; do
   case $1 in
-    --help) usage && exit ;;
-    --dry-run) dry_run=1 && shift ;;
     --processes) processes=$(value "$@"); shift 2 ;;
     --port) port=$(value "$@"); shift 2 ;;
-    -*) fail "unknown option $1: see --help" ;;
-    *) break ;;
+    *) common_option "$1"; shift ;;
   esac
 done
 need_number --processes "$processes" 1

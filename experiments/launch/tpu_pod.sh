@@ -20,18 +20,11 @@ source "$(dirname "$0")/common.sh"
 
 installs=1
 flags=(--worker=all)
-while [ $# -gt 0 ]; do
+while [[ ${1:-} == -* ]]; do
   case $1 in
-    --help) usage && exit ;;
-    --dry-run) dry_run=1 && shift ;;
     --no-install) installs= && shift ;;
-    --zone | --project)
-      flag=$(value "$@")
-      flags+=("$1=$flag")
-      shift 2
-      ;;
-    -*) fail "unknown option $1: see --help" ;;
-    *) break ;;
+    --zone | --project) pass_on "$@"; shift 2 ;;
+    *) common_option "$1"; shift ;;
   esac
 done
 [ $# -ge 3 ] || fail "TPU, CONFIG and WORKDIR are needed: see --help"
