@@ -265,6 +265,19 @@ def test_jobset_keeps_a_tpu_slice_together_and_leaves_gpus_alone():
     assert jobset("--chips", "nvidia.com/gpu=8", CONFIG, "/shared/run")["metadata"]["annotations"] == {}
 
 
+def test_jobset_is_applied_and_its_first_pod_the_one_to_look_at(programs, tmp_path):
+    add_program(programs, "kubectl", f'printf "%s " "$@" > {tmp_path}/arguments; cat > {tmp_path}/jobset.yaml')
+    completed = launch("gke_jobset.sh", *LAUNCHERS["gke_jobset.sh"], CONFIG, "/shared/run", path=programs)
+    assert completed.returncode == 0, completed.stderr
+    assert (tmp_path / "arguments").read_text() == "apply --filename - "
+    assert yaml.safe_load((tmp_path / "jobset.yaml").read_text()) == jobset(CONFIG, "/shared/run")
+    _, look, delete = completed.stdout.splitlines()
+    # The other pods print nothing.
+    first = "--selector=jobset.sigs.k8s.io/jobset-name=run,batch.kubernetes.io/job-completion-index=0"
+    assert look.split() == ["kubectl", "logs", "--follow", "--tail=-1", first]
+    assert delete == "kubectl delete jobset run"
+
+
 def test_claim_may_be_mounted_at_a_folder_with_a_slash_behind():
     (job,) = jobset("--mount", "/data/", CONFIG, "/data/run")["spec"]["replicatedJobs"]
     (container,) = job["template"]["spec"]["template"]["spec"]["containers"]

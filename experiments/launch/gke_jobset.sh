@@ -102,5 +102,7 @@ if [ -n "$dry_run" ]; then
 fi
 kubectl apply --filename - <<< "$yaml"
 echo "$script: to look at it, and to save and stop it:"
-echo "kubectl logs --follow jobs/$name-train-0"
+# Of the job's pods, kubectl would take any; only the first one speaks.
+first="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+echo "kubectl logs --follow --tail=-1 --selector=$first"
 echo "kubectl delete jobset $name"

@@ -16,6 +16,8 @@
 #   --restarts N        how often all is started anew after a failure; 50 if not given
 #   --dry-run           print the command instead of running it
 #   --help              this text
+#
+# The same command again goes on where the run stopped, after xpk workload delete --cluster CLUSTER --workload NAME.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
