@@ -471,12 +471,33 @@ def _hostile_pickle(rng: random.Random, canary: pathlib.Path) -> bytes:
         data = b"\x80\x02"
     tail = rng.random()
     if tail < 0.1:
-        return data[:-1] + b"r" + struct.pack("<I", rng.choice((2**20, 2**31, 2**32 - 1))) + b"."
+        return _hashed_tuples(rng)
     if tail < 0.2:
-        return b"\x80\x04\x8e" + struct.pack("<Q", rng.choice((2**31, 2**40, 2**63))) + data
+        return data[:-1] + b"r" + struct.pack("<I", rng.choice((2**20, 2**31, 2**32 - 1))) + b"."
     if tail < 0.3:
+        return b"\x80\x04\x8e" + struct.pack("<Q", rng.choice((2**31, 2**40, 2**63))) + data
+    if tail < 0.4:
         return b"\x80\x02" + rng.choice((b"(", b"]", b"}", b"\x8c\x01a", b"N", b"(l")) * 50_000 + b"."
     return data
+
+
+def _hashed_tuples(rng: random.Random) -> bytes:
+    """Returns a pickle with nested or shared tuples where they would be hashed: in depth, or time, without bound."""
+    tuples = b"N" + rng.choice((30 * b"2\x86", 30 * b"22\x87", 3_000 * b"\x85", 1_000_000 * b"\x85"))
+    before, after = rng.choice(
+        (
+            (b"}", b"Ns"),
+            (b"}(", b"Nu"),
+            (b"(", b"Nd"),
+            (b"\x8f(", b"\x90"),
+            (b"(", b"\x91"),
+            (b"ccollections\nOrderedDict\n](", b"N\x86e\x85R"),
+            (b"cnumpy\ndtype\n", b"\x85R"),
+            (b"ccollections\nOrderedDict\nN", b"b"),
+            (b"", b""),
+        )
+    )
+    return b"\x80\x04" + before + tuples + after + b"."
 
 
 def _write_images(folder: pathlib.Path) -> None:

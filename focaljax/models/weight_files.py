@@ -2,12 +2,9 @@
 
 import contextlib
 import importlib.util
-import io
 import os
 import pathlib
 import pickle
-import pickletools
-import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from focaljax.models.weight_names import WeightsError
+from focaljax.models.weight_pickles import PickledArray, read_pickle
 
 READABLE = (".safetensors", ".npz", ".pth", ".pt", ".pkl")
 WRITABLE = (".safetensors", ".npz", ".pth", ".pt")
@@ -50,7 +48,8 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: the name of a file of weights must end in one of {', '.join(READABLE)}")
     if not path.is_file():
         raise WeightsError(f"the file of weights {path} does not exist")
-    return _state_dict(path, _READERS[suffix](path))
+    with _damage(path):
+        return _state_dict(path, _READERS[suffix](path))
 
 
 def write_weights(path: str | pathlib.Path, state_dict: Mapping[str, Any], *, overwrite: bool = False) -> int:
@@ -94,11 +93,16 @@ def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping from name to array")
     arrays = {}
+    size = 0
     for name, value in content.items():
+        size += _size(value)
+        _check_size(path, size)
         array = _as_array(value)
         if array is None or not isinstance(name, str):
+            # Only plain names are shown: the text of nested tuples can be without end.
+            shown = f"{name!r:.100}" if isinstance(name, str | int) else f"named by a {type(name).__name__}"
             raise WeightsError(
-                f"{path}: the entry {name!r:.100} is a {type(value).__name__}, expected an array of numbers; "
+                f"{path}: the entry {shown} is a {type(value).__name__}, expected an array of numbers; "
                 "save the state_dict alone"
             )
         arrays[name] = array
@@ -107,10 +111,24 @@ def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _size(value: Any) -> int:
+    """Returns how many bytes `_as_array` would take, of which none is taken yet."""
+    if isinstance(value, PickledArray):
+        return value.size
+    return int(getattr(value, "nbytes", 0))
+
+
+def _check_size(path: pathlib.Path, unpacked: int) -> None:
+    """Raises if weights would be far more than their file has: they are numbers that hardly compress."""
+    packed = path.stat().st_size
+    if unpacked > max(_ALWAYS_UNPACKED, _MOST_UNPACKED * packed):
+        raise ValueError(f"its {packed} bytes would unpack to {unpacked}")
+
+
 def _as_array(value: Any) -> np.ndarray | None:
     """Returns a numpy array of numbers for an array, a number or a torch tensor; None for anything else."""
-    if isinstance(value, _PickledArray):
-        return value.array
+    if isinstance(value, PickledArray):
+        return value.array()
     if hasattr(value, "detach"):
         value = value.detach().cpu().contiguous()
         if str(value.dtype) == "torch.bfloat16":  # numpy has no such type of its own
@@ -126,9 +144,7 @@ def _as_array(value: Any) -> np.ndarray | None:
 
 
 def _read_safetensors(path: pathlib.Path) -> Any:
-    safetensors = _import_safetensors(path)
-    with _damage(path):
-        return safetensors.numpy.load_file(path)
+    return _import_safetensors(path).numpy.load_file(path)
 
 
 def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], file: BinaryIO) -> None:
@@ -145,23 +161,19 @@ def _import_safetensors(path: pathlib.Path) -> Any:
 
 
 def _read_npz(path: pathlib.Path) -> Any:
-    with _damage(path):
-        if zipfile.is_zipfile(path):
-            _check_unpacked_size(path)
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            raise ValueError("it is an .npy file, one array without a name")
-        with content:
-            return {name: content[name] for name in content.files}
+    _check_archive(path)
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        raise ValueError("it is an .npy file, one array without a name")
+    with content:
+        return {name: content[name] for name in content.files}
 
 
-def _check_unpacked_size(path: pathlib.Path) -> None:
-    """Raises if an archive would unpack to far more than it has: weights are numbers that hardly compress."""
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-    packed = path.stat().st_size
-    if unpacked > max(_ALWAYS_UNPACKED, _MOST_UNPACKED * packed):
-        raise ValueError(f"its {packed} bytes would unpack to {unpacked}")
+def _check_archive(path: pathlib.Path) -> None:
+    """Raises if a file is an archive that would unpack to far more than it has."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(member.file_size for member in archive.infolist()))
 
 
 def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray], file: BinaryIO) -> None:
@@ -188,14 +200,13 @@ def _read_torch(path: pathlib.Path) -> Any:
         )
     import torch
 
-    with _damage(path):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # whose message advises to run whatever the file holds
-            raise ValueError(
-                "it is no file of torch, or it holds more than tensors and plain containers; "
-                "where you trust it, save the weights alone: torch.save(model.state_dict(), ...)"
-            ) from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # whose message advises to run whatever the file holds
+        raise ValueError(
+            "it is no file of torch, or it holds more than tensors and plain containers; "
+            "where you trust it, save the weights alone: torch.save(model.state_dict(), ...)"
+        ) from None
 
 
 def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray], file: BinaryIO) -> None:
@@ -207,99 +218,7 @@ def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray], file: Binary
 
 
 def _read_pickle(path: pathlib.Path) -> Any:
-    with _damage(path):
-        # From memory: sizes that the file declares are then cut off at its end before anything is allocated.
-        content = path.read_bytes()
-        _check_memo(content)
-        # latin1: files of Python 2 keep the bytes of their arrays in strings.
-        return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-
-
-def _check_memo(content: bytes) -> None:
-    """Raises if a pickle numbers its objects otherwise than one by one: the largest number decides about memory."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
-            raise ValueError(f"it numbers object {count} as {argument}")
-
-
-class _PickledDtype:
-    """In the place of `np.dtype` in a pickle: types of numbers alone."""
-
-    def __init__(self, name: object, *_: object) -> None:
-        if not isinstance(name, str) or not re.fullmatch(r"[biuf]\d{1,2}", name):
-            raise pickle.UnpicklingError(f"it holds an array of the type {name!r:.40}; only arrays of numbers are read")
-        self.dtype = np.dtype(name)
-
-    def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _PickledArray:
-    """In the place of `np.ndarray` in a pickle.
-
-    numpy's own `__setstate__` believes what the file says of a type's inner flags, with which bytes become pointers.
-    """
-
-    def __init__(self, *_: object) -> None:
-        self.array: np.ndarray | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, is_fortran, content = state
-        content = content.encode("latin1") if isinstance(content, str) else content
-        self.array = _array(content, dtype, shape, "F" if is_fortran else "C")
-
-
-class _PickledDict(dict):
-    """In the place of `OrderedDict` in a pickle; attributes, such as torch's `_metadata`, are left out."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _array(content: bytes, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
-    array = np.frombuffer(content, dtype.dtype)
-    # numpy 2.3 and later: memory in another order of the axes is 'K', with that order.
-    array = array.reshape(shape, order=order) if axes is None else array.reshape(shape).transpose(axes)
-    return array.copy(order="K")  # the bytes of the pickle cannot be written to
-
-
-def _scalar(dtype: Any, content: Any) -> np.ndarray:
-    return _array(content.encode("latin1") if isinstance(content, str) else content, dtype, (), "C")
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it encodes text as {encoding!r:.40}, expected latin1")
-    return text.encode("latin1")
-
-
-def _empty_bytes() -> bytes:
-    return b""
-
-
-# What arrays and plain containers call when they are unpickled -> what is called here.
-_PICKLE_GLOBALS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy", "dtype"): _PickledDtype,
-    ("collections", "OrderedDict"): _PickledDict,
-    ("_codecs", "encode"): _latin1,
-    ("__builtin__", "bytes"): _empty_bytes,  # the empty array of an old protocol
-    # numpy's old and new module names
-    **{(f"{core}.multiarray", "_reconstruct"): _PickledArray for core in ("numpy.core", "numpy._core")},
-    **{(f"{core}.multiarray", "scalar"): _scalar for core in ("numpy.core", "numpy._core")},
-    **{(f"{core}.numeric", "_frombuffer"): _array for core in ("numpy.core", "numpy._core")},
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler of numpy arrays and plain containers: a pickle can otherwise run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}; only numpy arrays and plain containers are read"
-            )
-        return _PICKLE_GLOBALS[module, name]
+    return read_pickle(path.read_bytes())
 
 
 @contextlib.contextmanager
@@ -311,6 +230,8 @@ def _damage(path: pathlib.Path) -> Iterator[None]:
     """
     try:
         yield
+    except WeightsError:
+        raise
     except Exception as error:
         lines = str(error).strip().splitlines()
         reason = lines[0].partition(". ")[0][:_LONGEST_REASON] if lines else type(error).__name__

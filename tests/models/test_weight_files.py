@@ -228,11 +228,115 @@ def test_attributes_of_a_pickled_ordered_dict_are_left_out(tmp_path):
     assert same(read_weights(path), {"w": np.ones(2)})
 
 
-def test_pickle_that_numbers_an_object_two_billion_is_refused_before_it_takes_memory(tmp_path):
+# Opcodes of pickles: a text, a tuple of the last value, of the last two, the last value again.
+TEXT, TUPLE1, TUPLE2, AGAIN = b"\x8c\x01a", b"\x85", b"\x86", b"2"
+NESTED = TEXT + 3_000 * TUPLE1
+DEEP = TEXT + 500_000 * TUPLE1
+SHARED = TEXT + 60 * (AGAIN + TUPLE2)
+
+
+@pytest.mark.parametrize("key", [NESTED, DEEP, SHARED], ids=["nested", "deep", "shared"])
+@pytest.mark.parametrize(
+    "put",
+    [
+        b"}%bNs.",
+        b"}(%bNu.",
+        b"(%bNd.",
+        b"ccollections\nOrderedDict\n](%bN\x86e\x85R.",
+        b"\x8f(%b\x90.",
+        b"(%b\x91.",
+        b"\x80\x02c__builtin__\nset\n](%be\x85R.",
+    ],
+    ids=["setitem", "setitems", "dict", "ordered_dict", "additems", "frozenset", "set"],
+)
+def test_nested_tuples_that_would_be_hashed_are_one_line(tmp_path, key, put):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x04" + put.replace(b"%b", key))
+    with pytest.raises(WeightsError, match="names an entry by a tuple|no pickle, or one of more|it asks for") as error:
+        read_weights(path)
+    line_of(error)
+
+
+@pytest.mark.parametrize("value", [NESTED, DEEP, SHARED], ids=["nested", "deep", "shared"])
+@pytest.mark.parametrize(
+    "put",
+    [
+        b"%b.",
+        b"}X\x01\0\0\0w%bs.",
+        b"cnumpy\ndtype\n%b\x85R.",
+        b"c_codecs\nencode\nX\x01\0\0\0a%b\x86R.",
+        b"cnumpy\ndtype\nX\x02\0\0\0f4\x85RK\x03%b\x86b.",
+    ],
+    ids=["content", "entry", "dtype", "encoding", "byte_order"],
+)
+def test_nested_tuples_in_the_place_of_something_else_are_one_line(tmp_path, value, put):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x02" + put.replace(b"%b", value))
+    with pytest.raises(WeightsError) as error:
+        read_weights(path)
+    assert len(line_of(error)) < 1000
+
+
+def test_deep_lists_and_dictionaries_beside_the_weights_do_no_harm(tmp_path):
+    path = tmp_path / "w.pkl"
+    weights = pickle.dumps({"w": np.ones(2)}, protocol=2)[2:-1]
+    lists = 300_000 * b"]" + 299_999 * b"a"
+    dictionaries = 100_000 * (b"}" + TEXT) + b"N" + 100_000 * b"s"
+    path.write_bytes(
+        b"\x80\x02}(X\x05\0\0\0model" + weights + b"X\x01\0\0\0l" + lists + b"X\x01\0\0\0d" + dictionaries + b"u."
+    )
+    assert same(read_weights(path), {"w": np.ones(2)})
+
+
+def test_numbered_entries_beside_the_weights_are_read(tmp_path):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"model": {"w": np.ones(2)}, "optimizer": {"state": {0: {"step": 3}, 1: {}}}}))
+    assert same(read_weights(path), {"w": np.ones(2)})
+
+
+@pytest.mark.parametrize("put", [b"K\x05K\x06K\x07\x87", b"}", b"N}X\x0c\0\0\0__defaults__K\x05\x85s\x86"])
+def test_pickle_sets_no_attribute_of_what_is_called_for_an_array(tmp_path, put):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x02cnumpy._core.numeric\n_frombuffer\n" + put + b"b.")
+    with pytest.raises(WeightsError, match="it sets attributes of a function"):
+        read_weights(path)
+    test_pickle_of_arrays_in_plain_containers_is_read(tmp_path, {"w": np.ones(2)}, 5)
+
+
+def test_pickle_that_numbers_an_object_two_billion_takes_no_memory(tmp_path):
     path = tmp_path / "w.pkl"
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
-    with pytest.raises(WeightsError, match="it numbers object 2 as 2147483647"):
+    assert read_weights(path) == {}
+
+
+@pytest.mark.parametrize("opcode", [b"\x95", b"\x8e", b"\x96", b"\x8d"])
+def test_pickle_that_declares_more_bytes_than_it_has_is_refused(tmp_path, opcode):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x05" + opcode + (2**40).to_bytes(8, "little") + b"a.")
+    with pytest.raises(WeightsError, match="it ends early"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_one_array_under_many_names_is_refused_before_it_takes_memory(tmp_path, monkeypatch, protocol):
+    monkeypatch.setattr(weight_files, "_ALWAYS_UNPACKED", 2**20)
+    path = tmp_path / "w.pkl"
+    array = np.zeros(2**16)
+    path.write_bytes(pickle.dumps({str(k): array for k in range(5)}, protocol=protocol))
+    assert len(read_weights(path)) == 5  # as a model's two names for one weight
+    path.write_bytes(pickle.dumps({str(k): array for k in range(500)}, protocol=protocol))
+    with pytest.raises(WeightsError, match="bytes would unpack to"):
+        read_weights(path)
+
+
+def test_a_list_of_entries_is_that_of_one_dictionary(tmp_path):
+    path = tmp_path / "w.pkl"
+    pairs = [("w", np.ones(2))]
+    once, again = _Calls(OrderedDict, (pairs,)), _Calls(OrderedDict, (pairs,))
+    path.write_bytes(pickle.dumps({"state_dict": once, "again": again}))
+    assert same(read_weights(path), {"w": np.ones(2)})
+    path.write_bytes(pickle.dumps({"once": once, "state_dict": again}))
+    assert read_weights(path) == {}
 
 
 def test_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeypatch):
