@@ -23,6 +23,8 @@ WRITABLE = (".safetensors", ".npz", ".pth", ".pt")
 _ALWAYS_UNPACKED = 2**30
 _MOST_UNPACKED = 20
 _LONGEST_REASON = 300
+# Before it, `weights_only` ran code all the same (CVE-2025-32434).
+_OLDEST_TORCH = (2, 6)
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 
@@ -36,7 +38,8 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     'module.' of torch's parallel wrappers is taken off.
 
     Args:
-        path: by its ending `.safetensors` or `.npz`; `.pth` or `.pt` (needs torch); `.pkl` as detectron2 writes it.
+        path: by its ending `.safetensors` or `.npz`; `.pth` or `.pt` (needs torch 2.6 or later); `.pkl` as detectron2
+            writes it.
 
     Raises:
         WeightsError: one line: the file is missing, damaged, of another kind, or holds something that is no array;
@@ -102,7 +105,7 @@ def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
             # Only plain names are shown: the text of nested tuples can be without end.
             shown = f"{name!r:.100}" if isinstance(name, str | int) else f"named by a {type(name).__name__}"
             raise WeightsError(
-                f"{path}: the entry {shown} is a {type(value).__name__}, expected an array of numbers; "
+                f"{path}: the entry {shown} is a {_kind(value)}, expected an array of numbers; "
                 "save the state_dict alone"
             )
         arrays[name] = array
@@ -115,6 +118,8 @@ def _size(value: Any) -> int:
     """Returns how many bytes `_as_array` would take, of which none is taken yet."""
     if isinstance(value, PickledArray):
         return value.size
+    if hasattr(value, "detach"):
+        return value.numel() * value.element_size()
     return int(getattr(value, "nbytes", 0))
 
 
@@ -125,22 +130,36 @@ def _check_size(path: pathlib.Path, unpacked: int) -> None:
         raise ValueError(f"its {packed} bytes would unpack to {unpacked}")
 
 
+def _kind(value: Any) -> str:
+    if not hasattr(value, "detach"):
+        return type(value).__name__
+    return f"tensor of {value.dtype}, {value.layout} on {value.device}"
+
+
 def _as_array(value: Any) -> np.ndarray | None:
     """Returns a numpy array of numbers for an array, a number or a torch tensor; None for anything else."""
     if isinstance(value, PickledArray):
         return value.array()
     if hasattr(value, "detach"):
-        value = value.detach().cpu().contiguous()
-        if str(value.dtype) == "torch.bfloat16":  # numpy has no such type of its own
-            import torch
-
-            return value.view(torch.int16).numpy().view(jnp.bfloat16)
-        value = value.numpy()
+        return _tensor_as_array(value.detach())
     if not isinstance(value, np.ndarray | np.generic | int | float):
         return None
     array = np.asarray(value)
     is_number = array.dtype.kind in "biuf" or jnp.issubdtype(array.dtype, np.floating)
     return array if is_number else None
+
+
+def _tensor_as_array(tensor: Any) -> np.ndarray | None:
+    """Returns the array of a dense torch tensor in memory; None for what numpy has no array of."""
+    try:
+        if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type of its own
+            import torch
+
+            return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+        array = tensor.contiguous().numpy()
+    except (TypeError, RuntimeError):  # of eight bits, sparse, quantized, or without content
+        return None
+    return array if array.dtype.kind in "biuf" else None
 
 
 def _read_safetensors(path: pathlib.Path) -> Any:
@@ -200,6 +219,12 @@ def _read_torch(path: pathlib.Path) -> Any:
         )
     import torch
 
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
+        raise WeightsError(
+            f"{path} can only be read by torch 2.6 or later, which runs no code that the file holds; here is "
+            f"{torch.__version__}: pip install --upgrade torch"
+        )
+    _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # whose message advises to run whatever the file holds
@@ -214,7 +239,18 @@ def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray], file: Binary
         raise WeightsError(f"{path} can only be written by torch, which is not installed here; write .safetensors")
     import torch
 
-    torch.save(OrderedDict((name, torch.from_numpy(array)) for name, array in arrays.items()), file)
+    tensors = OrderedDict()
+    for name, array in arrays.items():
+        try:
+            if array.dtype == jnp.bfloat16:  # torch does not know numpy's name for it
+                tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            else:
+                tensors[name] = torch.from_numpy(array)
+        except TypeError:
+            raise WeightsError(
+                f"{path}: {path.suffix} cannot hold {name} of dtype {array.dtype}; write .safetensors instead"
+            ) from None
+    torch.save(tensors, file)
 
 
 def _read_pickle(path: pathlib.Path) -> Any:
