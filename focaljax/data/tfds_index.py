@@ -19,7 +19,7 @@ from focaljax.data.images import decode_image
 _READ_AT_ONCE = 64
 # Reading all annotations of a large data set means reading all of its files: from here on the result is kept.
 _KEEP_AFTER_SECONDS = 5.0
-_KEPT_FORMAT = 1
+_KEPT_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def read_index(records: Any) -> SplitIndex:
     """Reads the annotations of all records; images are measured by their headers, not decoded."""
     images: list[tuple[int, str, int, tuple[int, int], int]] = []
     skipped: list[tuple[str, int, str]] = []
-    columns: list[tuple[np.ndarray, ...]] = []
+    columns = [_object_columns({})]
     for position, feature in _parsed(records):
         name = feature["image/filename"].bytes_list.value if "image/filename" in feature else ()
         ids = feature["image/id"].int64_list.value if "image/id" in feature else ()
@@ -109,12 +109,14 @@ def read_index(records: Any) -> SplitIndex:
         except UnreadableImageError as error:
             skipped.append((file_name, image_id, str(error).partition("): ")[2].split(" (", 1)[0]))
             continue
-        objects = _object_columns(feature)
+        try:
+            objects = _object_columns(feature)
+        except ValueError as error:
+            skipped.append((file_name, image_id, str(error)))
+            continue
         images.append((position, file_name, image_id, size, len(objects[0])))
         columns.append(objects)
-    bboxes, labels, is_crowd, areas, annotation_ids = (
-        [np.concatenate(column) for column in zip(*columns)] if columns else _object_columns({})
-    )
+    bboxes, labels, is_crowd, areas, annotation_ids = (np.concatenate(column) for column in zip(*columns))
     return SplitIndex(
         records=np.array([image[0] for image in images], np.int64),
         file_names=np.array([image[1] for image in images], str),
@@ -147,7 +149,11 @@ def parse_record(record: bytes) -> Any:
 
 
 def _object_columns(feature: Any) -> tuple[np.ndarray, ...]:
-    """Returns (bboxes, labels, is_crowd, areas, annotation_ids) of one record, as in `SplitIndex`."""
+    """Returns (bboxes, labels, is_crowd, areas, annotation_ids) of one record, as in `SplitIndex`.
+
+    Raises:
+        ValueError: it has more of one than of another: which belong together cannot be told.
+    """
 
     def numbers(name: str, count: int, default: float) -> np.ndarray:
         if f"objects/{name}" not in feature:
@@ -155,16 +161,23 @@ def _object_columns(feature: Any) -> tuple[np.ndarray, ...]:
         value = feature[f"objects/{name}"]
         return np.array(value.float_list.value or value.int64_list.value)
 
-    boxes = feature["objects/bbox"].float_list.value if "objects/bbox" in feature else ()
-    bboxes = np.array(boxes, np.float32).reshape(-1, 4)
-    count = len(bboxes)
-    is_crowd = (numbers("is_crowd", count, 0) != 0) | (numbers("is_difficult", count, 0) != 0)
+    corners = np.array(feature["objects/bbox"].float_list.value if "objects/bbox" in feature else (), np.float32)
+    count = len(corners) // 4
+    labels, is_crowd, is_difficult, areas, annotation_ids = columns = [
+        numbers("label", count, -1),
+        numbers("is_crowd", count, 0),
+        numbers("is_difficult", count, 0),
+        numbers("area", count, np.nan),
+        numbers("id", count, 0),
+    ]
+    if len(corners) % 4 or any(len(column) != count for column in columns):
+        raise ValueError("objects of unequal counts")
     return (
-        bboxes,
-        numbers("label", count, -1).astype(np.int64),
-        is_crowd,
-        numbers("area", count, np.nan).astype(np.float64),
-        numbers("id", count, 0).astype(np.int64),
+        corners.reshape(count, 4),
+        labels.astype(np.int64),
+        (is_crowd != 0) | (is_difficult != 0),
+        areas.astype(np.float64),
+        annotation_ids.astype(np.int64),
     )
 
 

@@ -23,8 +23,8 @@ class TfdsSource:
     `image/id`, and of the objects `is_crowd`, `is_difficult` (treated as a crowd: neither a target nor background),
     `area` and `id`. Label k stands for category id k + 1. Corners are rounded to a hundredth of a pixel, which undoes
     the rounding of the fractions that TFDS stores. Boxes outside their image are clipped, those without area dropped,
-    images that are empty, truncated or of an unknown format left out; all are named in `report`. See
-    `focaljax.data.example.Source` for the attributes.
+    images that are empty, truncated or of an unknown format left out, and so are those with, say, more boxes than
+    labels; all are named in `report`. See `focaljax.data.example.Source` for the attributes.
 
     All annotations are read at the start; where that takes long they are kept in a file beside the data
     (`focaljax-*.npz`), if that folder is writable, and the next start is quick.

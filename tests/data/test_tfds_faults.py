@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from focaljax.data import tfds_index
 from focaljax.data.example import DataError, UnreadableImageError
+from focaljax.data.tfds_index import parse_record
 from focaljax.data.tfds_source import TfdsSource
 from tests.data.tfds_layouts import VOC_NAMES, coco_features, coco_image, coco_object, encode, prepare
 
@@ -70,6 +72,52 @@ def test_unreadable_images_are_left_out_and_named(tmp_path):
         "image file not decodable: image skipped",
         "image file truncated: image skipped",
     ]
+
+
+@pytest.fixture
+def counts_changed(tmp_path, monkeypatch):
+    """Returns what reads four images of two objects each, with columns of some records made longer or shorter."""
+    images = [
+        coco_image(k, (20, 30), [coco_object((k, 1, 9, 9), (20, 30), label=k % 3, id=10 * k + n) for n in (1, 2)])
+        for k in (1, 2, 3, 4)
+    ]
+    prepare(tmp_path, {"train": images}, coco_features())
+
+    def read(changes):
+        def changed(record):
+            feature = parse_record(record)
+            for name, count in changes.get(feature["image/id"].int64_list.value[0], {}).items():
+                column = feature[f"objects/{name}"]
+                values = column.float_list.value or column.int64_list.value
+                values[:] = (list(values) * 4)[:count]
+            return feature
+
+        monkeypatch.setattr(tfds_index, "parse_record", changed)
+        return TfdsSource("coco/2017", "train", data_dir=tmp_path)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"label": 1}, {"label": 3}, {"label": 0}, {"bbox": 4}, {"bbox": 7}, {"is_crowd": 1}, {"id": 3}, {"area": 1}],
+)
+def test_record_with_more_of_one_than_of_another_is_left_out_and_named(counts_changed, columns):
+    source = counts_changed({2: columns})
+    assert [source[index].image_id for index in range(len(source))] == [1, 3, 4]
+    assert [source[index].labels.tolist() for index in range(3)] == [[1, 1], [0, 0], [1, 1]]
+    assert source.report.lines() == ["1 x objects of unequal counts: image skipped: 000000000002.jpg (image 2)"]
+
+
+def test_counts_that_cancel_over_two_records_shift_no_labels(counts_changed):
+    source = counts_changed({2: {"label": 1}, 3: {"label": 3}})
+    assert [source[index].labels.tolist() for index in range(len(source))] == [[1, 1], [1, 1]]
+    assert [finding.image_id for finding in source.report.findings] == [2, 3]
+
+
+def test_split_of_unequal_counts_alone_has_no_readable_image(counts_changed):
+    with pytest.raises(DataError, match="no readable image: 4 x objects of unequal counts"):
+        counts_changed({k: {"label": 1} for k in (1, 2, 3, 4)})
 
 
 def test_damage_behind_a_whole_header_is_an_error_of_that_image(tmp_path):
