@@ -121,7 +121,8 @@ def evaluation_batches(
 
     Raises:
         ValueError: an argument is out of range, or the batch does not divide among the hosts.
-        DataError: the source is empty, or (from the iterator) too many images in a row, or all, cannot be read.
+        DataError: the source is empty, or (from the iterator) too many images in a row, or all of this host's,
+            cannot be read.
     """
     rows = _host_rows(source, batch_size, height, width, shard)
     num_batches = -(-len(source) // batch_size)
@@ -131,7 +132,9 @@ def evaluation_batches(
         .map(_ReadEvaluationBatch(source, rows, height, width))
     )
     iterator = _iterate(batches, _read_options(num_threads, prefetch))
-    return _stop_at_unreadable_run(iterator, min(MAX_UNREADABLE_IN_A_ROW, len(source)))
+    # A host meets its own rows alone: of the few that a small data set leaves it, all.
+    own_rows = num_batches * (rows.stop - rows.start)
+    return _stop_at_unreadable_run(iterator, min(MAX_UNREADABLE_IN_A_ROW, len(source), own_rows))
 
 
 def _draw_key(index: int, rng: np.random.Generator) -> np.ndarray:

@@ -216,6 +216,19 @@ def test_a_long_run_of_unreadable_images_is_an_error(monkeypatch):
     assert len(evaluate(FakeSource(12, unreadable=range(3, 6)), batch_size=5)) == 3
 
 
+@pytest.mark.parametrize(("length", "batch_size", "count"), [(50, 8, 2), (50, 64, 8), (9, 8, 8), (1, 8, 8)])
+def test_every_host_notices_that_none_of_its_images_is_readable(length, batch_size, count):
+    for index in range(count):
+        with pytest.raises(DataError, match="images in a row could not be read"):
+            evaluate(FakeSource(length, unreadable=range(length)), batch_size=batch_size, shard=(index, count))
+
+
+@pytest.mark.parametrize(("length", "batch_size", "count"), [(50, 8, 2), (50, 64, 8), (9, 8, 8)])
+def test_single_unreadable_images_end_the_evaluation_of_no_host(length, batch_size, count):
+    for index in range(count):
+        assert evaluate(FakeSource(length, unreadable=(3,)), batch_size=batch_size, shard=(index, count))
+
+
 @pytest.mark.parametrize("num_threads", [0, 3])
 @pytest.mark.parametrize("error", [RuntimeError("disk on fire"), KeyError("bbox"), OSError(5, "input/output error")])
 def test_any_other_exception_reaches_the_caller_as_itself(error, num_threads):
