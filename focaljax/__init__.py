@@ -3,6 +3,7 @@
 `focaljax.losses` and `focaljax.detection` need nothing but jax; the other rooms need `pip install focaljax[train]`.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from focaljax.detector import TestTimeAugmentation as TestTimeAugmentation
 
 __version__ = "0.1.0"
+
+# Read by OpenCV when it is first imported: see `focaljax.data.images.MAX_PIXELS`. Formats that are not measured there
+# could otherwise have four times as many.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
 
 _OF_DETECTOR = ("Detector", "TestTimeAugmentation")
 

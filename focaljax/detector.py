@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from focaljax.data.coco_categories import BY_CATEGORY_ID, CATEGORY_IDS, WITHOUT_GAPS
+from focaljax.data.files import read_regular_file
 from focaljax.data.images import decode_upright_image
 from focaljax.data.views import MakeView, shortest_edge_view, view_batches
 from focaljax.evaluation.detections import ImageDetections
@@ -345,7 +346,7 @@ def _category_ids(variant: str, num_classes: int) -> tuple[int, ...]:
 def _as_array(image: Any, index: int) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         path = pathlib.Path(image)
-        return decode_upright_image(path.read_bytes(), file_name=str(path), image_id=index)
+        return decode_upright_image(read_regular_file(path), file_name=str(path), image_id=index)
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise TypeError(

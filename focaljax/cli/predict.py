@@ -45,6 +45,7 @@ from focaljax.cli.console import say, say_compiled, track
 from focaljax.cli.evaluate import run_detector, saved_run
 from focaljax.cli.main import UsageError
 from focaljax.data.example import UnreadableImageError
+from focaljax.data.files import read_regular_file
 from focaljax.data.images import decode_upright_image
 from focaljax.detector import Detector
 from focaljax.evaluation.coco_metrics import write_coco_results
@@ -266,7 +267,7 @@ def _read(
     """Yields images by their index; keeps each in `images` until its picture is drawn."""
     for index, file in enumerate(files):
         try:
-            images[index] = decode_upright_image(file.read_bytes(), file_name=str(file), image_id=index)
+            images[index] = decode_upright_image(read_regular_file(file), file_name=str(file), image_id=index)
         except (UnreadableImageError, OSError) as error:
             failures.append(str(error))
             continue

@@ -1,5 +1,6 @@
 """Image files: decoding to RGB pixels, and a cheap check of a file at the start of a run."""
 
+import errno
 import os
 import struct
 
@@ -19,9 +20,10 @@ EMPTY = "image file empty"
 TRUNCATED = "image file truncated"
 UNDECODABLE = "image file not decodable"
 TOO_LARGE = "image file declares more pixels than are decoded"
+TOO_LONG = "image file longer than is read"
 
 # A few bytes can declare any size, and decoding would fill the memory: three bytes a pixel, in each thread. The
-# largest cameras of phones have 200 million pixels.
+# largest cameras of phones have 200 million pixels. OpenCV is told the same in `focaljax/__init__.py`.
 MAX_PIXELS = 2**28
 
 _JPEG_START = b"\xff\xd8"
@@ -31,7 +33,9 @@ _PNG_END = b"IEND"
 # Most headers fit; where metadata pushes the size further back, the whole file is read.
 _HEAD_BYTES = 16384
 _TAIL_BYTES = 1024
-_TIFF_LONG = 4  # the type of a number of 32 bits
+# The types of a TIFF's numbers that are read -> their form.
+_TIFF_TYPES = {3: "H", 4: "I", 16: "Q"}
+_TIFF_MAX_ENTRIES = 2**16
 # EXIF orientations 5 to 8 exchange height and width.
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 # What cv2.flip does after the transposition, if any: 1 left-right, 0 upside down, -1 both.
@@ -107,15 +111,21 @@ def check_image_file(
 
     Returns:
         The reason is one of the constants of this module (`MISSING`, `NO_ACCESS`, `EMPTY`, `TRUNCATED`,
-        `UNDECODABLE`, `TOO_LARGE`), the same for all files with one fault. Only files are opened: a named pipe, which
-        would hang, and a device, which may have no end, are `NO_ACCESS`.
+        `UNDECODABLE`, `TOO_LARGE`, `TOO_LONG`), the same for all files with one fault. Only files are opened: a named
+        pipe, which would hang, and a device, which may have no end, are `NO_ACCESS`; so are files whose reading fails.
     """
     try:
-        head, tail = _read_ends(path)
+        return _check_content(path, expected_size)
     except FileNotFoundError:
         return MISSING, None
-    except OSError:
-        return NO_ACCESS, None
+    except OSError as error:
+        return TOO_LONG if error.errno == errno.EFBIG else NO_ACCESS, None
+
+
+def _check_content(
+    path: str | os.PathLike[str], expected_size: tuple[int, int] | None
+) -> tuple[str | None, tuple[int, int] | None]:
+    head, tail = _read_ends(path)
     if not head:
         return EMPTY, None
     size = _size_from_header(head)
@@ -170,15 +180,19 @@ def _tiff_value(tiff: bytes, wanted: int) -> int | None:
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return None
+    # A BigTIFF has offsets and counts of 64 bits.
+    is_big = tiff[2:4] in (b"+\0", b"\0+")
+    offset_form, count_form, count_bytes, entry_bytes = ("Q", "Q", 8, 20) if is_big else ("I", "H", 2, 12)
     try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for entry in range(entries):
-            tag, kind = struct.unpack_from(order + "HH", tiff, directory + 2 + 12 * entry)
+        (directory,) = struct.unpack_from(order + offset_form, tiff, 8 if is_big else 4)
+        (entries,) = struct.unpack_from(order + count_form, tiff, directory)
+        for entry in range(min(entries, _TIFF_MAX_ENTRIES)):
+            start = directory + count_bytes + entry_bytes * entry
+            tag, kind = struct.unpack_from(order + "HH", tiff, start)
             if tag == wanted:
-                is_long = kind == _TIFF_LONG
-                return struct.unpack_from(order + ("I" if is_long else "H"), tiff, directory + 10 + 12 * entry)[0]
-    except struct.error:
+                value_at = start + 4 + struct.calcsize("=" + offset_form)
+                return struct.unpack_from(order + _TIFF_TYPES.get(kind, "H"), tiff, value_at)[0]
+    except (struct.error, OverflowError):  # an offset behind the end
         pass
     return None
 
@@ -214,7 +228,8 @@ def _decode_pixels(encoded: bytes) -> tuple[np.ndarray | None, str]:
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except (cv2.error, MemoryError) as error:
-        return None, f"{UNDECODABLE} ({' '.join(str(error).split())})"
+        kind = TOO_LARGE if "CV_IO_MAX_IMAGE_PIXELS" in str(error) else UNDECODABLE
+        return None, f"{kind} ({' '.join(str(error).split())})"
     if image is None:
         return None, f"{UNDECODABLE} (damaged, or not an image)"
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), ""
@@ -233,8 +248,8 @@ def _read_ends(path: str | os.PathLike[str]) -> tuple[bytes, bytes]:
 def _size_from_header(head: bytes) -> tuple[int, int] | None:
     """Returns (height, width) as an image file's first part declares it, None if it does not say.
 
-    Of JPEG, PNG, BMP, GIF, WebP and TIFF; OpenCV bounds all others at 2^30 pixels. A TIFF may say it anywhere, so all
-    of the file is needed.
+    Of JPEG, PNG, BMP, GIF, WebP and TIFF; OpenCV bounds all others, see `MAX_PIXELS`. A TIFF may say it anywhere, so
+    all of the file is needed.
     """
     if head[:2] == _JPEG_START:
         try:
@@ -243,7 +258,7 @@ def _size_from_header(head: bytes) -> tuple[int, int] | None:
             return None
     elif head[:8] == _PNG_START and head[12:16] == b"IHDR" and len(head) >= 24:
         width, height = struct.unpack(">II", head[16:24])
-    elif head[:4] in (b"II*\0", b"MM\0*"):
+    elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         width, height = (_tiff_value(head, tag) or 0 for tag in (0x0100, 0x0101))
     elif head[:2] == b"BM" and len(head) >= 26:
         width, height = map(abs, struct.unpack("<ii", head[18:26]))  # a height below 0: from the top

@@ -431,6 +431,16 @@ def test_a_pipe_among_the_images_neither_hangs_nor_is_read(document, load):
         unchecked[3]
 
 
+def test_a_sparse_file_of_a_terabyte_is_unreadable(document, load):
+    with (load.folder / "sparse.jpg").open("wb") as file:
+        file.truncate(2**40)
+    document["images"].append({"id": 1, "file_name": "sparse.jpg", "width": 40, "height": 30})
+    assert kinds(load(document)) == ["image file longer than is read: image skipped"]
+    unchecked = load(document, check_images=False)
+    with pytest.raises(UnreadableImageError, match=r"sparse\.jpg \(image 1\): 1099511627776 bytes, the most is"):
+        unchecked[3]
+
+
 @pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png"])
 def test_name_that_no_file_can_have_is_unreadable(document, load, name):
     document["images"][0]["file_name"] = name

@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps
 
 from focaljax.data import images as image_files
 from focaljax.data.example import UnreadableImageError
+from focaljax.data.files import read_regular_file
 from focaljax.data.images import check_image_file, decode_image, decode_upright_image, exif_orientation
 
 # JPEG at quality 95 of a smooth picture: a few grey levels per pixel.
@@ -215,10 +218,22 @@ def bombs():
     webp = b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<II", 10, 0) + side + side
     entries = [(0x0100, 4, 1, 40000), (0x0101, 4, 1, 40000), (0x0106, 3, 1, 2)]
     tiff = b"II*\0" + struct.pack("<IH", 8, 3) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + b"\0" * 4
-    return {"jpg": jpeg, "png": png, "bmp": bmp, "gif": gif, "webp": webp, "tif": tiff}
+    big, swapped = (big_tiff(40000, 40000, order) for order in "<>")
+    return {"jpg": jpeg, "png": png, "bmp": bmp, "gif": gif, "webp": webp, "tif": tiff, "big": big, "swapped": swapped}
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "webp", "tif"])
+def big_tiff(height, width, order, *, kind=4):
+    """A BigTIFF's header, with numbers of 16 (kind 3), 32 (4) or 64 bits (16)."""
+    entries = b"".join(
+        struct.pack(order + "HHQ", tag, kind, 1)
+        + struct.pack(order + {3: "H", 4: "I", 16: "Q"}[kind], side).ljust(8, b"\0")
+        for tag, side in ((0x0100, width), (0x0101, height))
+    )
+    start = b"II+\0" if order == "<" else b"MM\0+"
+    return start + struct.pack(order + "HHQQ", 8, 0, 16, 2) + entries + b"\0" * 8
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "webp", "tif", "big", "swapped"])
 def test_image_that_declares_a_billion_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch, suffix):
     content = bytes(bombs()[suffix])
     decoded = []
@@ -237,6 +252,57 @@ def test_tiff_of_either_byte_order_declares_its_true_size(pixels):
         packed = b"".join(struct.pack(order + "HHIHxx", *entry) for entry in entries)
         assert image_files._size_from_header(kind + struct.pack(order + "IH", 8, 2) + packed) == (48, 64)
     assert image_files._size_from_header(encode(pixels, "TIFF")) == (48, 64)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4, 16])
+def test_big_tiff_declares_its_true_size(order, kind):
+    content = big_tiff(48, 64, order, kind=kind)
+    assert image_files._size_from_header(content) == (48, 64)
+    for length in range(len(content) - 16):  # before the last number's bytes
+        assert image_files._size_from_header(content[:length]) is None
+    for directory in (2**40, 2**63, 2**64 - 1):
+        moved = content[:8] + struct.pack(order + "Q", directory) + content[16:]
+        assert image_files._size_from_header(moved) is None
+
+
+def test_format_that_is_not_measured_is_bounded_by_opencv(tmp_path):
+    # OpenCV reads its bound once, when it is imported, so in a process of its own.
+    (tmp_path / "a.pgm").write_bytes(b"P5\n20000 20000\n255\n" + b"\0" * 100)
+    program = f"""
+from focaljax.data.images import *
+assert check_image_file({str(tmp_path / "a.pgm")!r}) == (TOO_LARGE, None)
+import os
+assert int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]) == MAX_PIXELS
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENCV_IO_MAX_IMAGE_PIXELS"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=100)
+
+
+@pytest.mark.parametrize("name", ["zeros.jpg", "whole_at_both_ends.jpg"])
+def test_sparse_file_of_a_terabyte_is_not_read(tmp_path, pixels, name):
+    with (tmp_path / name).open("wb") as file:
+        if name != "zeros.jpg":
+            file.write(encode(pixels, "JPEG"))
+        file.truncate(2**40 - 2)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\xff\xd9")
+    assert check_image_file(tmp_path / name) == (image_files.TOO_LONG, None)
+    with pytest.raises(OSError, match="1099511627776 bytes, the most is 1073741824"):
+        read_regular_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(5, "Input/output error"), image_files.NO_ACCESS), (FileNotFoundError(2, "gone"), image_files.MISSING)],
+)
+def test_file_that_fails_after_its_ends_were_read_is_a_finding(tmp_path, pixels, monkeypatch, error, reason):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(image_files, "read_regular_file", fail)
+    (tmp_path / "half.jpg").write_bytes(encode(pixels, "JPEG")[:-2])
+    assert check_image_file(tmp_path / "half.jpg") == (reason, None)
 
 
 def test_pipes_and_devices_are_not_opened(tmp_path):
