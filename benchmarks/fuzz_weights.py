@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -51,7 +52,8 @@ class Weights:
         if self.suffix == ".npz" and rng.random() < 0.5:
             return _hostile_npz(rng, self.arrays)
         if self.suffix in (".pkl", ".pth") and rng.random() < 0.6:
-            return _hostile_pickle(rng, self.folder / CANARY)
+            hostile = _hostile_pickle(rng, self.folder / CANARY)
+            return _with_pickle(self.base, hostile) if self.base[:2] == b"PK" and rng.random() < 0.5 else hostile
         arrays: dict[Any, Any] = dict(self.arrays)
         for _ in range(rng.choice((1, 1, 3))):
             name = rng.choice(list(arrays))
@@ -89,6 +91,12 @@ class Weights:
                 for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w") as member:
                         np.lib.format.write_array(member, array)
+            return buffer.getvalue()
+        if self.suffix == ".pth" and importlib.util.find_spec("torch"):
+            import torch
+
+            buffer = io.BytesIO()
+            torch.save({"model": {name: torch.from_numpy(array) for name, array in arrays.items()}}, buffer)
             return buffer.getvalue()
         return pickle.dumps({"model": arrays}, protocol=2)
 
@@ -200,6 +208,15 @@ def _hostile_pickle(rng: random.Random, canary: pathlib.Path) -> bytes:
     if tail < 0.4:
         return b"\x80\x02" + rng.choice((b"(", b"]", b"}", b"\x8c\x01a", b"N", b"(l")) * 50_000 + b"."
     return data
+
+
+def _with_pickle(archive: bytes, content: bytes) -> bytes:
+    """Returns a file of torch with another pickle in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith(".pkl") else old.read(name))
+    return buffer.getvalue()
 
 
 def _hashed_tuples(rng: random.Random) -> bytes:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from focaljax.models.weight_names import WeightsError
-from focaljax.models.weight_pickles import PickledArray, read_pickle
+from focaljax.models.weight_pickles import PickledArray, check_torch_file, read_pickle
 
 READABLE = (".safetensors", ".npz", ".pth", ".pt", ".pkl")
 WRITABLE = (".safetensors", ".npz", ".pth", ".pt")
@@ -225,6 +225,7 @@ def _read_torch(path: pathlib.Path) -> Any:
             f"{torch.__version__}: pip install --upgrade torch"
         )
     _check_archive(path)
+    check_torch_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # whose message advises to run whatever the file holds

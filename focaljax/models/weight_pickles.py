@@ -1,9 +1,11 @@
-"""Pickles of arrays: read without running what they ask for, in time and memory of the order of their size."""
+"""Pickles of arrays and tensors: read without running what they ask for, in time and memory as their size."""
 
 import io
+import pathlib
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,30 @@ def read_pickle(content: bytes) -> Any:
     """
     # latin1: files of Python 2 keep the bytes of their arrays in strings.
     return _ArraysOnly(_WholeBytes(content), encoding="latin1").load()
+
+
+def check_torch_file(path: pathlib.Path) -> None:
+    """Raises if the pickles in a file of torch hold more than dense tensors and plain containers.
+
+    torch's own unpickler runs none of the code that a file asks for, but hashes the keys that it has, and makes a
+    `bytearray` of any length.
+
+    Raises:
+        Exception: of any kind; it is damaged, or holds something else.
+    """
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\3\4"
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.filename.lower().endswith(".pkl"):
+                    _TensorsOnly(_WholeBytes(archive.read(member)), encoding="latin1").load()
+        return
+    # Before torch 1.6: a number that says so, a version, the machine, the weights, and the names of their contents.
+    content = _WholeBytes(path.read_bytes())
+    for _ in range(5):
+        last = _TensorsOnly(content, encoding="latin1").load()
+    _check_flat(last)
 
 
 class _WholeBytes(io.BytesIO):
@@ -222,3 +248,43 @@ class _ArraysOnly(pickle._Unpickler):
         self.append({_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
 
     dispatch[pickle.DICT[0]] = load_dict
+
+
+class _TensorPart:
+    """In the place of all that torch makes of a file: its arguments are looked at and forgotten."""
+
+    def __init__(self, *arguments: Any) -> None:
+        for argument in arguments:
+            _check_flat(argument)
+
+
+def _check_flat(value: Any) -> None:
+    """Raises if tuples are nested where torch would hash them, or show them in an error."""
+    if isinstance(value, tuple | list) and any(isinstance(item, tuple | list) for item in value):
+        raise pickle.UnpicklingError("it has tuples in tuples where parts of a tensor are expected")
+
+
+class _TensorsOnly(_ArraysOnly):
+    """An unpickler of what torch writes of tensors and plain containers, which makes none of them."""
+
+    dispatch = _Opcodes({**_ArraysOnly.dispatch, pickle.BINPERSID[0]: pickle._Unpickler.dispatch[pickle.BINPERSID[0]]})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _PickledDict
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        is_rebuilt = module == "torch._utils" and name.startswith("_rebuild_")
+        if module in ("torch", "torch.storage") or is_rebuilt or (module, name) in _TORCH_GLOBALS:
+            return _TensorPart
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}; only dense tensors and plain containers are read: where you trust it, save "
+            "the weights alone with torch.save(model.state_dict(), ...)"
+        )
+
+    def persistent_load(self, pid: Any) -> _TensorPart:
+        return _TensorPart(*pid)
+
+
+# What else training checkpoints have, such as a schedule's milestones.
+_TORCH_GLOBALS = (("collections", "Counter"), ("builtins", "set"), ("__builtin__", "set"))

@@ -74,9 +74,58 @@ def test_tensor_that_numpy_has_no_array_of_is_named(tmp_path, torch, kind):
     }[kind]()
     path = tmp_path / "w.pth"
     torch.save({"w": tensor}, path)
-    with pytest.raises(WeightsError, match="the entry 'w' is a tensor of torch") as error:
+    message = "asks for torch.serialization._get_layout" if kind == "sparse" else "the entry 'w' is a tensor of torch"
+    with pytest.raises(WeightsError, match=message) as error:
         read_weights(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_training_checkpoint_is_read(tmp_path, torch, is_legacy):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    others = {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(), "betas": {0.9, 0.999}}
+    more = {"bf16": torch.zeros(2, dtype=torch.bfloat16), "parameter": torch.nn.Parameter(torch.ones(3))}
+    if not is_legacy:  # which torch itself cannot read back in the old form
+        more["uint16"] = torch.ones(2).to(torch.uint16)
+    content = {"model": model.state_dict(), "device": torch.device("cpu"), "size": torch.Size([1, 2]), **others}
+    path = tmp_path / "w.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not is_legacy)
+    assert same(read_weights(path), {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    torch.save(more, path, _use_new_zipfile_serialization=not is_legacy)
+    assert read_weights(path).keys() == more.keys()
+
+
+NESTED, SHARED = b"N" + 500_000 * b"\x85", b"N" + 60 * b"2\x86"
+HOSTILE = {
+    "key": b"}%bNs.",
+    "storage": b"(X\x07\0\0\0storagectorch\nFloatStorage\n%bX\x03\0\0\0cpuK\x01tQ.",
+    "size": b"ctorch._utils\n_rebuild_tensor_v2\n(NK\0%b)N)tR.",
+    "set": b"c__builtin__\nset\n](%be\x85R.",
+    "bytes": b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R.",
+}
+
+
+@pytest.mark.parametrize("tuples", [NESTED, SHARED], ids=["nested", "shared"])
+@pytest.mark.parametrize("pickled", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_pickle_that_torch_would_not_survive_never_reaches_it(tmp_path, monkeypatch, tuples, pickled, is_legacy):
+    stand_in = types.ModuleType("torch")
+    stand_in.__version__ = "2.6.0"
+    monkeypatch.setitem(sys.modules, "torch", stand_in)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: stand_in)
+    pickled = b"\x80\x02" + pickled.replace(b"%b", tuples)
+    path = tmp_path / "w.pth"
+    if is_legacy:
+        path.write_bytes(3 * b"\x80\x02K\x01." + pickled + b"\x80\x02].")
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w/data.pkl", pickled)
+    with pytest.raises(WeightsError, match="names an entry by a tuple|tuples in tuples|asks for builtins.bytearray"):
+        read_weights(path)
 
 
 def test_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, torch, monkeypatch):
