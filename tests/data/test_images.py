@@ -256,7 +256,8 @@ def test_tiff_of_either_byte_order_declares_its_true_size(pixels):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", [3, 4, 16])
-def test_big_tiff_declares_its_true_size(order, kind):
+def test_big_tiff_declares_its_true_size(pixels, order, kind):
+    assert image_files._size_from_header(encode(pixels, "TIFF", big_tiff=True)) == (48, 64)
     content = big_tiff(48, 64, order, kind=kind)
     assert image_files._size_from_header(content) == (48, 64)
     for length in range(len(content) - 16):  # before the last number's bytes
