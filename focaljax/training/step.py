@@ -108,6 +108,9 @@ def make_train_step(
             (batch["image"], batch["size"], targets),
             accumulate,
         )
+        # The new state waits for the norm of all gradients. Without the barrier the GPU compiler puts the gradients of
+        # kernels off until then too, and keeps their activations: 2.5 GiB of RetinaNet-50's, 8 images, with remat.
+        gradients = jax.lax.optimization_barrier(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
