@@ -176,7 +176,7 @@ def use_source(source: Any) -> None:
     """Does with a source what a run does: images, boxes, the truth, the report on the terminal."""
     import rich.console
 
-    from focaljax.cli.build import report_data
+    from focaljax.cli.data_reports import report_data
     from focaljax.data.example import UnreadableImageError
     from focaljax.evaluation.coco_metrics import evaluate_detections, metrics_table
     from focaljax.evaluation.drawing import draw_detections

@@ -15,14 +15,13 @@ import optax
 import rich.progress
 from ml_collections import ConfigDict
 
-from focaljax.cli.console import say, track
+from focaljax.cli.console import track
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import anchor_settings, compiled_predict_step, pixel_settings
 from focaljax.data import pipeline
 from focaljax.data.cache import CachedSource
 from focaljax.data.deadline import with_deadline
 from focaljax.data.example import Source
-from focaljax.data.report import printable
 from focaljax.data.subset import FirstImages
 from focaljax.data.transforms import Augmentation
 from focaljax.losses import INITIAL_EMA_NORMALIZER
@@ -340,36 +339,6 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         raise UsageError(f"config: {error}") from None
 
 
-def report_data(source: Source, split: str, workdir: pathlib.Path | None = None) -> None:
-    """Prints what a split holds and what was repaired or left out in it, the first few places of each kind.
-
-    With a workdir, all places go into `WORKDIR/data_report_SPLIT.txt`, one a line.
-    """
-    say(f"{split}: {len(source)} images, {len(source.class_names)} classes ({_shortened(source.class_names)})")
-    if meshes.is_primary():
-        for line in source.report.lines():
-            print(f"  {split}: {line}", file=sys.stderr, flush=True)
-    if workdir is not None and meshes.is_primary():
-        write_data_report(source, split, workdir)
-
-
-def write_data_report(source: Source, split: str, workdir: pathlib.Path) -> None:
-    """Writes what was found in a split to `WORKDIR/data_report_SPLIT.txt`, one finding a line, if there is any.
-
-    What an earlier start of the run has found stays there. Other processes than the first have a file of their own,
-    `data_report_SPLIT_processI.txt`.
-    """
-    if not source.report.findings:
-        return
-    process = "" if meshes.is_primary() else f"_process{jax.process_index()}"
-    path = workdir / f"data_report_{split}{process}.txt"
-    earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = [f"{printable(finding.kind)}: {finding}" for finding in list(source.report.findings)]
-    lines = dict.fromkeys(earlier + found)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    say(f"  all {len(lines)} findings: {path}")
-
-
 def example_batch(config: ConfigDict, keys: tuple[str, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and types of a training batch of all devices together, or of those entries of it."""
     B, (height, width) = config.optim.batch_size, config.data.image_size
@@ -395,7 +364,3 @@ def _require(config: ConfigDict, *settings: str) -> None:
                 f"data.source={config.data.source!r} needs --config.{setting}=..., which is empty in this config"
                 + (" (to evaluate on the training split: --config.eval.split=train)" if "data.val." in setting else "")
             )
-
-
-def _shortened(names: tuple[str, ...], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

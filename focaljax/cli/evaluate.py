@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from focaljax.cli import build, prediction
 from focaljax.cli.config import load_saved_config, override_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, say_compiled, track
+from focaljax.cli.data_reports import report_data
 from focaljax.cli.main import UsageError
 from focaljax.cli.runtime import define_process_flags, join_processes, split_cpu
 from focaljax.data.example import Source
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         raise UsageError(f"--config.eval.batch_size: {error}") from None
     source = build.make_source(config, split, classes=build.load_classes(workdir))
-    build.report_data(source, split)
+    report_data(source, split)
     step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)
     say(f"evaluating step {step} of {workdir} on {split}")
     measure = predict_split(

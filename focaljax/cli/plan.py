@@ -31,7 +31,6 @@ Example:
   focaljax plan --config configs/coco_r50_1x.py --topology v5e:4x4 --batch 256
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -39,7 +38,7 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -49,50 +48,21 @@ from ml_collections import ConfigDict
 from focaljax.cli import build, plan_tables
 from focaljax.cli.config import load_config, parse_flags, split_config_flags
 from focaljax.cli.console import duration, say
-from focaljax.cli.main import UsageError, nearest
-from focaljax.cli.runtime import make_run_mesh, split_cpu
+from focaljax.cli.main import UsageError
+from focaljax.cli.plan_targets import Target, target_of, topology_of
 from focaljax.training.plan import (
     DoesNotFitError,
     Program,
     compile_program,
-    hbm_for_programs,
     images_that_fit,
     largest_fitting,
     roofline,
     traced_flops,
 )
-from focaljax.training.topologies import KINDS, Topology, TopologyError, gpu_devices, parse_topology, tpu_devices
+from focaljax.training.topologies import Topology
 
 _COCO_CLASSES = 80
 _BOXES = 100
-# Of a GPU's memory, what JAX takes for programs unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
-_SHARE_OF_GPU = 0.75
-_NO_GPU_COMPILER = (
-    "note: the GPU compiler comes with focaljax[cuda], which is not installed: the step is split for devices of the "
-    "CPU instead, which tells collectives and arguments, not temporaries"
-)
-# Choosing fusions of Triton ends the process where there is no GPU to ask (XLA of jax 0.10); cuBLAS takes their place.
-_UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-_NOT_TUNED = "note: for H100s that are not here: without the scratch space that cuDNN takes for convolutions"
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What the step is compiled for.
-
-    Attributes:
-        mesh: of the devices.
-        topology: None for the devices that are here.
-        is_split_only: the devices stand in for others, whose compiler is not here.
-        hbm: bytes that programs can have on each device; None if that is not known.
-        options: of the compiler.
-    """
-
-    mesh: jax.sharding.Mesh
-    topology: Topology | None
-    is_split_only: bool = False
-    hbm: int | None = None
-    options: Mapping[str, Any] | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,12 +79,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {unexpected[0]!r}; see `focaljax plan --help`")
     config = load_config(config_arguments)
     out = _writable(flag_values.json)
-    topology = _topology(flag_values.topology)
+    topology = topology_of(flag_values.topology)
     config.optim.batch_size = flag_values.batch or config.optim.batch_size
     config.data.max_boxes = flag_values.boxes or config.data.max_boxes or _most_boxes(config)
     classes = flag_values.classes or _number_of_classes(config)
     _check_batch(config, topology)
-    target = _target(topology, config)
+    target = target_of(topology, config)
     _check(config, target.mesh)
     estimate_fit = flag_values.fit and topology is not None and topology.chip is not None
     result = plan(config, target, classes, estimate_fit=estimate_fit, search=flag_values.search)
@@ -271,81 +241,6 @@ def _points(step: _Step) -> list[tuple[int, int]]:
         for images, outcome in step.outcomes.items()
         if isinstance(outcome, Program) and outcome.memory is not None
     )
-
-
-def _topology(name: str) -> Topology | None:
-    if not name:
-        return None
-    try:
-        return parse_topology(name)
-    except TopologyError as error:
-        kind = name.partition(":")[0].lower()
-        hint = nearest(kind, KINDS) if kind not in KINDS else ""
-        raise UsageError(f"--topology: {error}{hint}") from None
-
-
-def _target(topology: Topology | None, config: ConfigDict) -> Target:
-    """Returns the devices to compile for."""
-    if topology is None:
-        split_cpu(config.cpu_devices, config.optim.batch_size // max(1, config.optim.accumulate))
-        mesh = make_run_mesh(config)
-        return Target(mesh, None, hbm=_memory_limit(mesh.devices.flat[0]))
-    try:
-        if topology.kind == "gpu":
-            return _gpu_target(topology, config)
-        if topology.kind == "cpu":
-            return Target(_cpu_mesh(topology, config), topology)
-        mesh = make_run_mesh(config, tpu_devices(topology))
-    except TopologyError as error:
-        raise UsageError(f"--topology: {error}") from None
-    _keep_no_programs()
-    return Target(mesh, topology, hbm=hbm_for_programs(mesh))
-
-
-def _gpu_target(topology: Topology, config: ConfigDict) -> Target:
-    _make_cpu_devices(topology.devices)
-    gpus = gpu_devices(topology)
-    if gpus is None:
-        say(_NO_GPU_COMPILER)
-        # Only the split matters, hardly anything else is done.
-        options = {"xla_backend_optimization_level": 0}
-        return Target(_cpu_mesh(topology, config), topology, is_split_only=True, options=options)
-    mesh = make_run_mesh(config, gpus)
-    if gpus[0] in jax.devices():
-        return Target(mesh, topology, hbm=_memory_limit(gpus[0]))
-    say(_NOT_TUNED)
-    _keep_no_programs()
-    assert topology.chip is not None
-    hbm = int(_SHARE_OF_GPU * topology.chip.hbm_bytes)
-    return Target(mesh, topology, hbm=hbm, options=_UNTUNED)
-
-
-def _cpu_mesh(topology: Topology, config: ConfigDict) -> jax.sharding.Mesh:
-    _make_cpu_devices(topology.devices)
-    devices = jax.devices("cpu")
-    if len(devices) < topology.devices:
-        raise UsageError(
-            f"--topology={topology.name}: JAX has {len(devices)} CPU devices here, as XLA_FLAGS or "
-            "JAX_NUM_CPU_DEVICES say: unset them"
-        )
-    return make_run_mesh(config, devices[: topology.devices])
-
-
-def _keep_no_programs() -> None:
-    """JAX would write programs for devices that are not here to its compile cache, and cannot read them."""
-    jax.config.update("jax_enable_compilation_cache", False)
-
-
-def _memory_limit(device: jax.Device) -> int | None:
-    """Returns the bytes that programs can have on a device that is here; None of the CPU, which does not say."""
-    return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def _make_cpu_devices(count: int) -> None:
-    """Makes so many devices of the CPU, if JAX has not started and nothing else says how many."""
-    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
-            jax.config.update("jax_num_cpu_devices", count)
 
 
 def _check_batch(config: ConfigDict, topology: Topology | None) -> None:

@@ -23,6 +23,7 @@ from absl import flags
 from focaljax.cli import build
 from focaljax.cli.config import load_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, track
+from focaljax.cli.data_reports import report_data
 from focaljax.cli.main import UsageError
 from focaljax.cli.predict import picture_names
 from focaljax.data.subset import FirstImages
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("--out=DIR is needed: the folder for the images")
     config = load_config(config_arguments)
     source = FirstImages(build.make_source(config, flag_values.split), flag_values.count)
-    build.report_data(source, flag_values.split)
+    report_data(source, flag_values.split)
 
     out = pathlib.Path(flag_values.out)
     (out / "images").mkdir(parents=True, exist_ok=True)

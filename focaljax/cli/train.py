@@ -18,7 +18,6 @@ Example:
   focaljax train --config configs/shapes.py --workdir runs/shapes --config.optim.learning_rate=0.02
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -26,7 +25,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +43,7 @@ from focaljax.cli.config import (
     split_config_flags,
 )
 from focaljax.cli.console import ProgressLine, duration, say, say_compiled
+from focaljax.cli.data_reports import report_data, reporting_damage
 from focaljax.cli.evaluate import predict_split
 from focaljax.cli.finetune import initial_state, load_initial_weights
 from focaljax.cli.main import UsageError
@@ -113,8 +113,8 @@ def _train(
     source: Source,
     evaluation_source: Source,
 ) -> int:
-    build.report_data(source, "train", workdir)
-    build.report_data(evaluation_source, config.eval.split, workdir)
+    report_data(source, "train", workdir)
+    report_data(evaluation_source, config.eval.split, workdir)
     if meshes.is_primary():
         save_config(config, workdir)
         build.save_classes(source, workdir)
@@ -152,7 +152,7 @@ def _train(
         return writer.best_step(config.eval.split, "AP")
 
     with (
-        _reporting_damage((source, "train"), (evaluation_source, config.eval.split), workdir=workdir),
+        reporting_damage((source, "train"), (evaluation_source, config.eval.split), workdir=workdir),
         Checkpoints(workdir, keep=config.checkpoint.keep, best_step=best_step) as checkpoints,
     ):
         state = _start(initialize, checkpoints, config, workdir, mesh)
@@ -187,19 +187,6 @@ def _train(
     if int(state.skipped):
         say(f"{int(state.skipped)} steps were skipped, their loss or gradient was not finite: see {workdir}/nonfinite")
     return 0
-
-
-@contextlib.contextmanager
-def _reporting_damage(*sources: tuple[Source, str], workdir: pathlib.Path) -> Iterator[None]:
-    """Writes what was found in the sources while the block lasted: damage inside a file shows when it is read."""
-    at_start = [len(source.report.findings) for source, _ in sources]
-    try:
-        yield
-    finally:
-        for (source, split), count in zip(sources, at_start, strict=True):
-            if len(source.report.findings) > count:
-                with contextlib.suppress(OSError):  # such as a full disk, which has been said
-                    build.write_data_report(source, split, workdir)
 
 
 def _report_nonfinite(nonfinite: NonfiniteStep, *, workdir: pathlib.Path) -> None:

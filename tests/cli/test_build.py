@@ -10,8 +10,8 @@ import pytest
 
 from focaljax.cli import build
 from focaljax.cli.config import default_config, load_config
+from focaljax.cli.data_reports import reporting_damage, write_data_report
 from focaljax.cli.main import UsageError
-from focaljax.cli.train import _reporting_damage
 from focaljax.data.report import DataReport, Finding
 from focaljax.training import mesh as meshes
 from tests.cli.conftest import TINY
@@ -98,7 +98,7 @@ def test_settings_that_save_memory_reach_the_step_and_leave_the_state_in_float32
 def test_report_keeps_what_earlier_starts_have_found(tmp_path):
     def start(*findings):
         source = types.SimpleNamespace(report=DataReport(findings))
-        build.write_data_report(source, "train", tmp_path)
+        write_data_report(source, "train", tmp_path)
 
     start()
     assert not list(tmp_path.iterdir())
@@ -115,6 +115,6 @@ def test_what_is_found_while_training_is_written_though_training_fails(tmp_path)
         source.report.add("cut off: skipped", "b.jpg")
         raise KeyError("a fault")
 
-    with pytest.raises(KeyError), _reporting_damage((source, "train"), workdir=tmp_path):
+    with pytest.raises(KeyError), reporting_damage((source, "train"), workdir=tmp_path):
         train()
     assert "cut off: skipped: b.jpg" in (tmp_path / "data_report_train.txt").read_text()

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from focaljax.cli import plan
+from focaljax.cli import plan, plan_targets
 from focaljax.cli.main import main
 from focaljax.training import topologies
 from focaljax.training.collectives import Collective
@@ -68,8 +68,8 @@ def compiled(monkeypatch):
 @pytest.fixture
 def tpu(monkeypatch):
     """In the place of a TPU's devices, those of the CPU."""
-    monkeypatch.setattr(plan, "tpu_devices", lambda topology: jax.devices()[: topology.devices])
-    monkeypatch.setattr(plan, "hbm_for_programs", lambda mesh: 16 * GIB)
+    monkeypatch.setattr(plan_targets, "tpu_devices", lambda topology: jax.devices()[: topology.devices])
+    monkeypatch.setattr(plan_targets, "hbm_for_programs", lambda mesh: 16 * GIB)
     monkeypatch.setattr(plan, "_check", lambda config, mesh: None)  # other tests have it
     update = jax.config.update
     monkeypatch.setattr(jax.config, "update", lambda name, value: None if "cache" in name else update(name, value))
@@ -141,7 +141,7 @@ def test_published_config_needs_neither_data_nor_weights(compiled, tpu, capsys):
 
 
 def test_devices_of_the_cpu_and_gpus_without_their_compiler(compiled, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(plan, "gpu_devices", lambda topology: None)
+    monkeypatch.setattr(plan_targets, "gpu_devices", lambda topology: None)
     assert planned(tmp_path, "--topology", "cpu:4", "--batch", "8")["is_split_only"] is False
     result = planned(tmp_path, "--topology", "gpu:8")
     assert compiled == [(2, 4, None), (1, 8, {"xla_backend_optimization_level": 0})]
