@@ -68,6 +68,7 @@ class Detector:
         mesh: jax.sharding.Mesh | None = None,
         description: str = "",
         on_compile: Callable[[Compilation], None] = lambda _: None,
+        softmax: bool = False,
     ) -> None:
         """Puts the weights on the devices; nothing is compiled yet.
 
@@ -86,6 +87,7 @@ class Detector:
             mesh: of the devices over which a batch is split; None: the first device.
             description: one line.
             on_compile: is told when the network was compiled for a shape.
+            softmax: the weights were trained with a softmax loss.
 
         Raises:
             ValueError: the batch cannot be split evenly over the devices, or there are more names than ids or fewer.
@@ -101,8 +103,9 @@ class Detector:
         self._make_view = make_view
         self._scales = (tta or TestTimeAugmentation()).scales
         self._variables = jax.device_put(variables, meshes.replicated(self._mesh))
+        flip = tta is not None and tta.flip
         step = make_predict_step(
-            model, anchors=anchors, thresholds=thresholds, pixels=pixels, flip=tta is not None and tta.flip
+            model, anchors=anchors, thresholds=thresholds, pixels=pixels, flip=flip, softmax=softmax
         )
         self._predict_step = ProgramPerShape(meshes.compiled_for_rows(step, self._mesh), "prediction step", on_compile)
 

@@ -28,7 +28,8 @@ from focaljax.losses import INITIAL_EMA_NORMALIZER
 from focaljax.models.resnet import frozen_parameters
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
-from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
+from focaljax.training.classification import is_softmax, make_classification_loss, make_mining
+from focaljax.training.objective import detection_loss, make_box_loss
 from focaljax.training.optimizer import make_optimizer, make_schedule
 from focaljax.training.programs import jit_for_one_run
 from focaljax.training.state import TrainState, create_state, state_shardings
@@ -182,10 +183,28 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
         head_channels=model.head_channels,
         head_norm=model.head_norm or None,
         head_init_std=model.head_init_std,
-        prior=model.prior,
+        prior=_prior_of_a_class(config, num_classes),
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
     )
+
+
+def _prior_of_a_class(config: ConfigDict, num_classes: int) -> float:
+    """Returns p such that a bias of log(p / (1 - p)) gives an anchor the score `model.prior` at the start.
+
+    Of sigmoids that is the score of each class, of a softmax with background at logit 0 that of all classes together.
+    """
+    prior = config.model.prior
+    if not is_softmax(config.loss.classification):
+        return prior
+    return prior / (prior + num_classes * (1.0 - prior))
+
+
+def _divisor(config: ConfigDict) -> str:
+    """Returns what the classification loss is divided by, see `detection_loss`."""
+    if config.loss.classification == "ghm":
+        return "outputs"
+    return "kept" if config.loss.mining == "ohem" else "positives"
 
 
 def make_optimizer_and_schedule(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -272,11 +291,19 @@ def compiled_train_step(
     loss = functools.partial(
         detection_loss,
         classification_loss=make_classification_loss(
-            config.loss.classification, alpha=config.loss.alpha, gamma=config.loss.gamma
+            config.loss.classification,
+            **{name: config.loss[name] for name in ("alpha", "gamma", "star_beta", "poly_epsilon", "ghm_bins")},
         ),
         box_loss=make_box_loss(config.loss.box, beta=config.loss.beta),
         box_weight=config.loss.box_weight,
         normalizer=config.loss.normalizer,
+        mining=make_mining(
+            config.loss.mining,
+            negatives_per_positive=config.loss.mining_ratio,
+            size=config.loss.mining_size,
+            iou_threshold=config.loss.mining_iou,
+        ),
+        divisor=_divisor(config),
     )
     step = make_train_step(
         model,

@@ -116,13 +116,26 @@ def default_config() -> ConfigDict:
     matching.low_quality_at_zero = False  # as torchvision and detectron2 do, for equality with them only
 
     loss = config.loss = ConfigDict()
-    loss.classification = "focal"  # or 'balanced_cross_entropy', 'cross_entropy'
+    # 'focal', 'balanced_cross_entropy', 'cross_entropy', 'focal_star', 'poly1_focal', 'quality_focal', 'varifocal',
+    # 'ghm'; between the classes and background: 'softmax_focal', 'softmax_cross_entropy'.
+    loss.classification = "focal"
     loss.alpha = 0.25
-    loss.gamma = 2.0
+    loss.gamma = 2.0  # of 'quality_focal', its beta
+    loss.star_beta = 1.0  # of 'focal_star'
+    loss.poly_epsilon = 1.0  # of 'poly1_focal'
+    loss.ghm_bins = 10  # of 'ghm', which is divided by the number of outputs whatever the normalizer
+    # Which anchors count for the classification: '': all. 'hard_negatives': `mining_ratio` for each assigned anchor, of
+    # the highest loss (SSD). 'ohem': the `mining_size` of an image with the highest loss after non-maximum suppression,
+    # divided by how many they are; with a `mining_ratio` above 0 so many negatives to a positive.
+    loss.mining = ""
+    loss.mining_ratio = 3
+    loss.mining_size = 512
+    loss.mining_iou = 0.7  # of the suppression
     loss.box = "smooth_l1"  # or 'l1'; of the decoded box: 'iou', 'giou', 'diou', 'ciou'
     loss.beta = 0.1  # of smooth L1
     loss.box_weight = 1.0
-    # Anchors assigned on each 'image', on the whole 'batch', or the moving average 'ema' of the batch's.
+    # The loss is divided by the anchors assigned on each 'image', on the whole 'batch', by the moving average 'ema' of
+    # the batch's, or by nothing: 'none'.
     loss.normalizer = "image"
     loss.normalizer_momentum = 0.9  # of 'ema': weight of the past
 

@@ -53,6 +53,7 @@ from focaljax.evaluation.prediction import gather_images, predict_batches
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
+from focaljax.training.classification import is_softmax
 from focaljax.training.programs import Compilation, ProgramPerShape
 
 _IMAGES_ON_A_SHEET = 4
@@ -195,6 +196,7 @@ def run_detector(
         batch_size=batch_size,
         mesh=mesh,
         on_compile=on_compile,
+        softmax=is_softmax(config.loss.classification),
         description=f"step {step} of {workdir}, {config.model.backbone}, {len(classes.names)} classes",
     )
 

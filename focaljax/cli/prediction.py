@@ -14,6 +14,7 @@ from focaljax.detection import Detections
 from focaljax.evaluation.inference import THRESHOLDS, VIEW_KEYS, TestTimeAugmentation, make_predict_step
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
+from focaljax.training.classification import is_softmax
 
 
 def anchor_settings(config: ConfigDict) -> dict[str, Any]:
@@ -83,5 +84,6 @@ def compiled_predict_step(
         thresholds=threshold_settings(config),
         pixels=pixel_settings(config),
         flip=make_tta(config).flip,
+        softmax=is_softmax(config.loss.classification),
     )
     return meshes.compiled_for_rows(step, mesh)

@@ -14,7 +14,7 @@ from focaljax.detection.boxes import (
     pairwise_iou,
 )
 from focaljax.detection.nms import Detections, nms_mask, non_maximum_suppression
-from focaljax.detection.postprocess import Candidates, candidates, postprocess, suppress
+from focaljax.detection.postprocess import Candidates, candidates, postprocess, softmax_log_odds, suppress
 from focaljax.detection.soft_nms import gaussian_soft_nms, linear_soft_nms
 from focaljax.detection.targets import AnchorTargets, assign_anchors
 
@@ -40,5 +40,6 @@ __all__ = [
     "postprocess",
     "pyramid_anchors",
     "rescale_boxes",
+    "softmax_log_odds",
     "suppress",
 ]

@@ -217,3 +217,25 @@ def _check_levels(class_logits: Sequence[Array], box_deltas: Sequence[Array], an
             f"anchors by level: {counts[0]} in class_logits, {counts[1]} in box_deltas, {counts[2]} in anchors_xyxy: "
             "they must be equal; make the anchors for the size of the padded image, with the model's levels"
         )
+
+
+def softmax_log_odds(logits: Array) -> Array:
+    """Returns the log odds of each class against the others and background, so that its sigmoid is the class's score.
+
+    For a network trained with a softmax loss over the classes and background, whose logit is 0.
+
+    Args:
+        logits: `[..., K]`.
+
+    Returns:
+        `[..., K]`.
+
+    Example:
+        >>> print(jax.nn.sigmoid(softmax_log_odds(jnp.zeros(3))))  # of three classes and background
+        [0.25 0.25 0.25]
+    """
+    with_background = jnp.concatenate([logits, jnp.zeros_like(logits[..., :1])], axis=-1)
+    log_scores = jax.nn.log_softmax(with_background)[..., :-1]
+    # The largest score below 1 in place of 1, whose odds are infinite.
+    largest = 1.0 - jnp.finfo(log_scores.dtype).epsneg
+    return log_scores - jnp.log1p(-jnp.minimum(jnp.exp(log_scores), largest))

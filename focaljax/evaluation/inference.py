@@ -16,6 +16,7 @@ from focaljax.detection import (
     merge_views,
     pyramid_anchors,
     rescale_boxes,
+    softmax_log_odds,
 )
 from focaljax.models.retinanet import normalize_images
 
@@ -71,6 +72,7 @@ def make_predict_step(
     thresholds: Mapping[str, Any],
     pixels: Mapping[str, Any] | None = None,
     flip: bool = False,
+    softmax: bool = False,
 ) -> Callable[[Any, Batch], Detections]:
     """Returns the prediction step, a pure function of (variables, batch), not yet compiled.
 
@@ -82,6 +84,7 @@ def make_predict_step(
         thresholds: keyword arguments of `postprocess`.
         pixels: arguments of `normalize_images`: mean, std, channel_order; None: its defaults.
         flip: each view is also looked at mirrored left to right.
+        softmax: the model was trained with a softmax loss, see `softmax_log_odds`; False: with sigmoids.
 
     Returns:
         A function from the model's variables and a batch to `Detections` with a leading batch axis, boxes in pixels of
@@ -97,6 +100,8 @@ def make_predict_step(
         _, height, width, _ = images.shape
         anchors_xyxy = pyramid_anchors((height, width), **anchors)
         class_logits, box_deltas = model.apply(variables, normalized, train=False)
+        if softmax:
+            class_logits = jax.tree.map(softmax_log_odds, class_logits)
         find = lambda logits, deltas, size: candidates(logits, deltas, anchors_xyxy, size, **before)  # noqa: E731
         return jax.vmap(find)(class_logits, box_deltas, sizes)
 

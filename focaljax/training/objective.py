@@ -9,18 +9,18 @@ import jax.numpy as jnp
 
 from focaljax import losses
 from focaljax.detection import AnchorTargets, decode_boxes, encode_boxes
+from focaljax.training.classification import ClassificationLoss, Mining
 
 Array = jax.Array
 
-# (logits [K], label []) -> loss []; for one anchor.
-ClassificationLoss = Callable[[Array, Array], Array]
 # (deltas [4], box_xyxy [4], anchor_xyxy [4]) -> loss []; for one anchor.
 BoxLoss = Callable[[Array, Array, Array], Array]
 
-CLASSIFICATION_LOSSES = ("focal", "balanced_cross_entropy", "cross_entropy")
 # Of the deltas, then of the decoded box.
 BOX_LOSSES = ("smooth_l1", "l1", "iou", "giou", "diou", "ciou")
-NORMALIZERS = ("image", "batch", "ema")
+NORMALIZERS = ("image", "batch", "ema", "none")
+# What the classification loss is divided by.
+DIVISORS = ("positives", "kept", "outputs")
 
 
 @jax.tree_util.register_dataclass
@@ -39,30 +39,6 @@ class DetectionLoss:
     classification: Array
     box: Array
     positives: Array
-
-
-def make_classification_loss(name: str, *, alpha: float = 0.25, gamma: float = 2.0) -> ClassificationLoss:
-    """Returns the classification loss of one anchor.
-
-    Args:
-        name: 'focal', 'balanced_cross_entropy' (gamma does not count) or 'cross_entropy' (neither alpha nor gamma).
-        alpha: weight of the labelled class.
-        gamma: focusing parameter.
-
-    Returns:
-        A function of (logits `[K]`, label `[]`), see `sigmoid_focal_loss_with_integer_labels`.
-
-    Raises:
-        ValueError: `name` is unknown.
-    """
-    focal = losses.sigmoid_focal_loss_with_integer_labels
-    if name == "focal":
-        return functools.partial(focal, alpha=alpha, gamma=gamma)
-    if name == "balanced_cross_entropy":
-        return functools.partial(focal, alpha=alpha, gamma=0.0)
-    if name == "cross_entropy":
-        return functools.partial(focal, alpha=None, gamma=0.0)
-    raise ValueError(f"classification loss must be one of {', '.join(CLASSIFICATION_LOSSES)}, got {name!r}")
 
 
 def make_box_loss(name: str, *, beta: float = 0.1) -> BoxLoss:
@@ -108,43 +84,52 @@ def detection_loss(
     box_weight: float = 1.0,
     normalizer: str = "image",
     num_positives: Array | None = None,
+    mining: Mining | None = None,
+    divisor: str = "positives",
 ) -> DetectionLoss:
     """Returns the loss of a batch: classification of all anchors plus boxes of the assigned ones.
-
-    The losses of one anchor are vmapped over the anchors of an image and over the images.
 
     Args:
         class_logits: `[B, A, K]`.
         box_deltas: `[B, A, 4]`.
         anchors_xyxy: `[A, 4]`, corners in pixels.
         targets: of the batch, `labels` `[B, A]` and `boxes_xyxy` `[B, A, 4]`.
-        classification_loss: for one anchor, see `make_classification_loss`.
+        classification_loss: for all anchors, see `make_classification_loss`.
         box_loss: for one anchor, see `make_box_loss`. Of an anchor that is not assigned, neither deltas nor box count,
             whatever their values.
         box_weight: factor on the box loss.
         normalizer: 'image': each image's sum over its anchors divided by its number of assigned anchors (at least 1),
             then the mean over images (the paper; torchvision). 'batch': the sum over the batch divided by the number
             of assigned anchors of the batch. 'ema': that sum divided by `num_positives`, which the caller averages over
-            the steps (detectron2; `focaljax.losses.ema_normalizer`). Over several devices all are those of the global
-            batch.
+            the steps (detectron2; `focaljax.losses.ema_normalizer`). 'none': each image's sum, then the mean over
+            images. Over several devices all are those of the global batch.
         num_positives: scalar, divides in place of the batch's number under 'batch', where these images are a part of a
             batch: the whole batch's number divided by the number of parts makes the mean over the parts that of the
-            whole; likewise under 'ema'. Not used under 'image'.
+            whole; likewise under 'ema'. Not used under 'image' and 'none'.
+        mining: chooses the anchors of an image that count for the classification, see `make_mining`; None: all. Boxes
+            are those of all assigned anchors either way.
+        divisor: of the classification loss. 'positives': as `normalizer` says (SSD too). 'kept': each image's sum is
+            divided by the anchors that mining has kept (OHEM). 'outputs': by the anchors that are not ignored times
+            the classes, over the batch (GHM).
 
     Returns:
         `DetectionLoss`.
 
     Raises:
-        ValueError: `normalizer` is unknown, or 'ema' without `num_positives`.
+        ValueError: `normalizer` or `divisor` is unknown, or 'ema' without `num_positives`.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1, 'Focal Loss'.
     """
-    per_anchor = jax.vmap(jax.vmap(classification_loss))(class_logits, targets.labels)
-    is_positive = targets.is_positive
+    is_positive, is_ignored = targets.is_positive, targets.is_ignored
     # Unassigned anchors are met exactly, before the loss: theirs may be infinite, and 0 * inf is NaN.
     box_deltas = jnp.where(is_positive[..., None], box_deltas, 0.0)
     boxes_xyxy = jnp.where(is_positive[..., None], targets.boxes_xyxy, anchors_xyxy)
     per_box = jax.vmap(jax.vmap(box_loss), in_axes=(0, 0, None))(box_deltas, boxes_xyxy, anchors_xyxy)
+    per_anchor = classification_loss(class_logits, targets.labels, _qualities(box_deltas, boxes_xyxy, anchors_xyxy))
+    is_kept = ~is_ignored
+    if mining is not None:
+        weights = jax.vmap(mining, in_axes=(0, None, 0, 0))(per_anchor, anchors_xyxy, is_positive, is_ignored)
+        is_kept = weights > 0.0
     if normalizer == "image":
         reduce = jax.vmap(losses.mean_over_positives)
     elif normalizer == "batch" and num_positives is None:
@@ -153,9 +138,19 @@ def detection_loss(
         if num_positives is None:
             raise ValueError("the normalizer 'ema' divides by num_positives, which is None: see ema_normalizer")
         reduce = functools.partial(_sum_divided, divisor=num_positives)
+    elif normalizer == "none":
+        reduce = functools.partial(_sum_divided, divisor=jnp.float32(len(class_logits)))
     else:
         raise ValueError(f"normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}")
-    classification = reduce(per_anchor, is_positive, targets.is_ignored).mean()
+    if divisor == "positives":
+        classification = reduce(jnp.where(is_kept, per_anchor, 0.0), is_positive, is_ignored).mean()
+    elif divisor == "kept":
+        classification = jax.vmap(losses.mean_over_positives)(per_anchor, is_kept, ~is_kept).mean()
+    elif divisor == "outputs":
+        outputs = class_logits.shape[-1] * jnp.maximum(is_kept.sum(), 1)
+        classification = _sum_divided(per_anchor, is_positive, ~is_kept, divisor=outputs)
+    else:
+        raise ValueError(f"divisor must be one of {', '.join(DIVISORS)}, got {divisor!r}")
     box = reduce(per_box, is_positive, ~is_positive).mean()
     return DetectionLoss(
         total=classification + box_weight * box,
@@ -167,6 +162,13 @@ def detection_loss(
 
 def _sum_divided(loss: Array, is_positive: Array, is_ignored: Array, *, divisor: Array) -> Array:
     return jnp.sum(jnp.where(is_ignored, 0.0, loss)) / divisor
+
+
+def _qualities(box_deltas: Array, boxes_xyxy: Array, anchors_xyxy: Array) -> Array:
+    """Returns the IoU of the predicted boxes with those of the targets, `[B, A]`, without gradient."""
+    decode = jax.vmap(jax.vmap(decode_boxes), in_axes=(0, None))
+    predicted = decode(jax.lax.stop_gradient(box_deltas), anchors_xyxy)
+    return jnp.clip(1.0 - losses.iou_loss(predicted, boxes_xyxy), 0.0, 1.0)
 
 
 def _loss_of_deltas(loss: Callable[[Array, Array], Array]) -> BoxLoss:

@@ -311,3 +311,23 @@ def test_real_coco_images_with_crowds_and_sparse_ids_train_and_evaluate(shared_d
     detections = json.loads((tmp_path / "detections_val.json").read_text())
     assert max(d["category_id"] for d in detections) > 80  # COCO's ids go to 90, the labels to 79
     assert len(json.loads((tmp_path / "evaluation_val.json").read_text())["per_class"]) == 80
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"classification": "softmax_cross_entropy", "mining": "hard_negatives", "normalizer": "none"},
+        {"classification": "cross_entropy", "mining": "ohem", "mining_size": 64},
+    ],
+)
+def test_other_losses_train_and_start_at_the_prior(tiny, tmp_path, settings):
+    flags = [f"--config.loss.{name}={value}" for name, value in settings.items()]
+    flags += ["--config.optim.steps=1", "--config.optim.warmup_steps=0", "--config.optim.learning_rate=1e-5"]
+    flags += ["--config.eval.score_threshold=0.001"]
+    assert main(["train", *tiny, *flags, "--workdir", str(tmp_path)]) == 0
+    (record, _) = read_metrics(tmp_path)
+    assert 0.0 < record["classification_loss"] < np.inf
+    if settings["classification"].startswith("softmax"):
+        # Before the network has learnt: an object's score is the prior among three classes, background's the rest.
+        scores = [found["score"] for found in json.loads((tmp_path / "detections_val.json").read_text())]
+        assert np.mean(scores) == pytest.approx(0.01 / 3, rel=0.3)

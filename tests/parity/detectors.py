@@ -13,7 +13,8 @@ from focaljax.detection import assign_anchors, postprocess, pyramid_anchors
 from focaljax.models.pretrained import from_torchvision, to_torchvision
 from focaljax.models.retinanet import RetinaNet
 from focaljax.models.variants import VARIANTS
-from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
+from focaljax.training.classification import make_classification_loss
+from focaljax.training.objective import detection_loss, make_box_loss
 from focaljax.training.optimizer import make_optimizer
 from tests.golden import fill
 

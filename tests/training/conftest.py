@@ -9,7 +9,8 @@ import pytest
 
 from focaljax.evaluation.inference import make_predict_step
 from focaljax.models.retinanet import RetinaNet
-from focaljax.training.objective import detection_loss, make_box_loss, make_classification_loss
+from focaljax.training.classification import make_classification_loss
+from focaljax.training.objective import detection_loss, make_box_loss
 from focaljax.training.optimizer import make_optimizer, make_schedule
 from focaljax.training.programs import jit_for_one_run
 from focaljax.training.state import create_state

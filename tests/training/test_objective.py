@@ -7,7 +7,8 @@ import pytest
 
 from focaljax.detection import AnchorTargets, encode_boxes
 from focaljax.losses import BACKGROUND, IGNORED
-from focaljax.training.objective import BOX_LOSSES, detection_loss, make_box_loss, make_classification_loss
+from focaljax.training.classification import make_classification_loss
+from focaljax.training.objective import BOX_LOSSES, detection_loss, make_box_loss
 
 ANCHORS = jnp.array([[0.0, 0.0, 4.0, 4.0], [4.0, 0.0, 8.0, 4.0], [0.0, 4.0, 4.0, 8.0], [4.0, 4.0, 8.0, 8.0]])
 LN2 = float(np.log(2.0))
@@ -27,6 +28,7 @@ def loss_of(
     box="l1",
     normalizer="image",
     box_weight=1.0,
+    **others,
 ):
     return detection_loss(
         class_logits,
@@ -37,6 +39,7 @@ def loss_of(
         box_loss=make_box_loss(box),
         box_weight=box_weight,
         normalizer=normalizer,
+        **others,
     )
 
 
@@ -55,6 +58,29 @@ def test_batch_normalizer_divides_by_the_objects_of_the_batch():
     loss = loss_of(jnp.zeros((2, 4, 2)), jnp.zeros((2, 4, 4)), batch_targets(*ONE_AND_TWO_OBJECTS), normalizer="batch")
     # 7 anchors count, 3 objects.
     assert float(loss.classification) == pytest.approx(14 * LN2 / 3, rel=1e-6)
+
+
+def test_without_a_normalizer_it_is_the_mean_of_the_images_sums():
+    loss = loss_of(jnp.zeros((2, 4, 2)), jnp.zeros((2, 4, 4)), batch_targets(*ONE_AND_TWO_OBJECTS), normalizer="none")
+    assert float(loss.classification) == pytest.approx(14 * LN2 / 2, rel=1e-6)
+
+
+def test_mined_anchors_are_divided_by_the_assigned_or_by_themselves():
+    keeps_two = lambda loss, anchors, is_positive, is_ignored: jnp.array([1.0, 0.0, 1.0, 0.0])  # noqa: E731
+    batch = jnp.zeros((2, 4, 2)), jnp.zeros((2, 4, 4)), batch_targets(*ONE_AND_TWO_OBJECTS)
+    # Each anchor has 2 ln 2: of each image two are kept; they have one and two objects.
+    assert float(loss_of(*batch, mining=keeps_two).classification) == pytest.approx(3 * LN2, rel=1e-6)
+    of_kept = loss_of(*batch, mining=keeps_two, divisor="kept")
+    assert float(of_kept.classification) == pytest.approx(2 * LN2, rel=1e-6)
+    # Boxes are those of all objects.
+    assert float(of_kept.box) == float(loss_of(*batch).box)
+
+
+def test_ghm_is_divided_by_all_outputs_that_count():
+    batch = jnp.zeros((2, 4, 2)), jnp.zeros((2, 4, 4)), batch_targets(*ONE_AND_TWO_OBJECTS)
+    loss = loss_of(*batch, classification="ghm", divisor="outputs")
+    # All gradients are 1/2: of ten parts one has all, so that each weighs a tenth.
+    assert float(loss.classification) == pytest.approx(LN2 / 10, rel=1e-6)
 
 
 def test_box_loss_is_of_assigned_anchors_only_and_weighted_in_the_total():
@@ -141,22 +167,10 @@ def test_everything_ignored_is_zero():
     assert (float(loss.total), float(loss.positives)) == (0.0, 0.0)
 
 
-def test_losses_by_name_are_relatives():
-    logits, label = jnp.array([1.0, -2.0]), jnp.array(0)
-    focal_without_focus = make_classification_loss("focal", alpha=0.25, gamma=0.0)(logits, label)
-    balanced = make_classification_loss("balanced_cross_entropy", alpha=0.25, gamma=2.0)(logits, label)
-    assert float(balanced) == float(focal_without_focus)
-    # -ln sigmoid(1) - ln sigmoid(2)
-    plain = make_classification_loss("cross_entropy", alpha=0.25, gamma=2.0)(logits, label)
-    assert float(plain) == pytest.approx(0.31326169 + 0.12692801, rel=1e-6)
-    focal = make_classification_loss("focal", alpha=0.25, gamma=2.0)(logits, label)
-    assert float(focal) < float(balanced)
-
-
 def test_unknown_names_are_errors_that_list_the_known_ones():
-    with pytest.raises(ValueError, match="focal, balanced_cross_entropy, cross_entropy"):
-        make_classification_loss("hinge")
     with pytest.raises(ValueError, match="smooth_l1, l1, iou, giou, diou, ciou, got 'l2'"):
         make_box_loss("l2")
     with pytest.raises(ValueError, match="image, batch"):
-        loss_of(jnp.zeros((1, 4, 2)), jnp.zeros((1, 4, 4)), batch_targets((IGNORED,) * 4), normalizer="none")
+        loss_of(jnp.zeros((1, 4, 2)), jnp.zeros((1, 4, 4)), batch_targets((IGNORED,) * 4), normalizer="mean")
+    with pytest.raises(ValueError, match="positives, kept, outputs"):
+        loss_of(jnp.zeros((1, 4, 2)), jnp.zeros((1, 4, 4)), batch_targets((IGNORED,) * 4), divisor="anchors")

@@ -1,0 +1,111 @@
+"""Classification losses by name against the library's own, and the anchors that mining leaves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from focaljax import losses
+from focaljax.detection import softmax_log_odds
+from focaljax.losses import BACKGROUND, IGNORED
+from focaljax.training.classification import (
+    CLASSIFICATION_LOSSES,
+    is_softmax,
+    make_classification_loss,
+    make_mining,
+)
+
+# One image of four anchors and three classes.
+LOGITS = jnp.array([[[1.0, -2.0, 0.5], [-3.0, 0.2, -1.0], [0.3, 0.1, -4.0], [2.0, 2.0, 2.0]]])
+LABELS = jnp.array([[0, 1, BACKGROUND, IGNORED]])
+QUALITY = jnp.array([[0.7, 0.4, 0.9, 0.9]])
+HARD = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+SOFT = jnp.array([[0.7, 0.0, 0.0], [0.0, 0.4, 0.0], [0.0, 0.0, 0.0]])
+# The first three, with background as a fourth class.
+WITH_BACKGROUND = jnp.pad(LOGITS[0, :3], ((0, 0), (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("focal", losses.sigmoid_focal_loss(LOGITS[0, :3], HARD, alpha=0.3, gamma=1.5).sum(-1)),
+        ("balanced_cross_entropy", losses.balanced_cross_entropy(LOGITS[0, :3], HARD, alpha=0.3).sum(-1)),
+        ("cross_entropy", losses.sigmoid_cross_entropy(LOGITS[0, :3], HARD).sum(-1)),
+        ("focal_star", losses.focal_loss_star(LOGITS[0, :3], HARD, gamma=1.5, beta=0.5, alpha=0.3).sum(-1)),
+        ("poly1_focal", losses.poly1_focal_loss(LOGITS[0, :3], HARD, epsilon=-0.5, alpha=0.3, gamma=1.5).sum(-1)),
+        ("quality_focal", losses.quality_focal_loss(LOGITS[0, :3], SOFT, beta=1.5).sum(-1)),
+        ("varifocal", losses.varifocal_loss(LOGITS[0, :3], SOFT, alpha=0.3, gamma=1.5).sum(-1)),
+        ("ghm", losses.ghm_classification_loss(LOGITS[0, :3], HARD, bins=4).sum(-1)),
+        (
+            "softmax_focal",
+            losses.softmax_focal_loss(
+                WITH_BACKGROUND,
+                jax.nn.one_hot(jnp.array([0, 1, 3]), 4),
+                alpha=jnp.array([0.3, 0.3, 0.3, 0.7]),
+                gamma=1.5,
+            ),
+        ),
+        (
+            "softmax_cross_entropy",
+            losses.softmax_cross_entropy(WITH_BACKGROUND, jax.nn.one_hot(jnp.array([0, 1, 3]), 4)),
+        ),
+    ],
+)
+def test_loss_by_name_is_the_librarys(name, expected):
+    loss = make_classification_loss(name, alpha=0.3, gamma=1.5, star_beta=0.5, poly_epsilon=-0.5, ghm_bins=4)
+    for function in (loss, jax.jit(loss)):
+        found = function(LOGITS, LABELS, QUALITY)
+        np.testing.assert_allclose(found[0, :3], expected, rtol=1e-5)
+        assert found[0, 3] == 0.0
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION_LOSSES)
+def test_gradient_is_finite_and_that_of_an_ignored_anchor_zero_though_its_logits_are_infinite(name):
+    logits = LOGITS.at[0, 3].set(jnp.array([jnp.inf, -jnp.inf, 0.0]))
+    loss = make_classification_loss(name)
+    gradient = jax.jit(jax.grad(lambda x: loss(x, LABELS, QUALITY).sum()))(logits)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[0, 3], 0.0)
+    assert (np.abs(gradient[0, :3]).sum(-1) > 0).all()
+
+
+def test_unknown_names_are_errors_that_list_the_known_ones():
+    with pytest.raises(ValueError, match="focal, balanced_cross_entropy, cross_entropy"):
+        make_classification_loss("hinge")
+    with pytest.raises(ValueError, match="'' or one of hard_negatives, ohem, got 'topk'"):
+        make_mining("topk")
+
+
+def test_scores_of_a_softmax_are_those_of_sigmoids_of_its_log_odds():
+    expected = jax.nn.softmax(WITH_BACKGROUND)[:, :3]
+    np.testing.assert_allclose(jax.nn.sigmoid(softmax_log_odds(LOGITS[0, :3])), expected, rtol=1e-6)
+    extreme = softmax_log_odds(jnp.array([[300.0, -300.0, 0.0], [-300.0, -300.0, -300.0]]))
+    assert np.isfinite(extreme).all()
+    np.testing.assert_allclose(jax.nn.sigmoid(extreme), [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], atol=1e-6)
+    assert is_softmax("softmax_focal")
+    assert not is_softmax("focal")
+
+
+ANCHORS = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 5.0], [9.0, 9.0, 12.0, 12.0], [20.0, 0.0, 24.0, 4.0]])
+LOSS = jnp.array([0.8, 0.9, 0.3, 5.0])
+IS_POSITIVE, IS_IGNORED = jnp.arange(4) == 0, jnp.arange(4) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ({"name": "hard_negatives", "negatives_per_positive": 1}, [1, 1, 0, 0]),
+        ({"name": "hard_negatives", "negatives_per_positive": 3}, [1, 1, 1, 0]),
+        # The second anchor overlaps the first by 0.8 and is harder.
+        ({"name": "ohem", "negatives_per_positive": 0, "size": 4}, [0, 1, 1, 0]),
+        ({"name": "ohem", "negatives_per_positive": 0, "size": 4, "iou_threshold": 0.9}, [1, 1, 1, 0]),
+        ({"name": "ohem", "negatives_per_positive": 1, "size": 4, "iou_threshold": 0.9}, [1, 1, 0, 0]),
+    ],
+)
+def test_mining_keeps_the_hardest(arguments, kept):
+    mine = make_mining(**arguments)
+    np.testing.assert_array_equal(mine(LOSS, ANCHORS, IS_POSITIVE, IS_IGNORED), kept)
+
+
+def test_no_mining_is_none():
+    assert make_mining("") is None
