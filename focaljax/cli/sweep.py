@@ -1,0 +1,280 @@
+"""focaljax sweep: train the rows of a table, each with several seeds, and make the table and its plot.
+
+Usage: focaljax sweep FILE --workdir DIR [--config.data=NAME] [--jobs N] [--dry-run] [--config.KEY=VALUE ...]
+
+  FILE                  a Python file with get_sweep(), such as experiments/table1b/sweep.py
+  --workdir DIR         where everything goes; the same command again runs what is missing
+  --config.data=NAME    one of the sweep's data sets, such as shapes, bccd or coco (default: its first)
+  --config.KEY=VALUE    for every run, e.g. --config.optim.steps=200
+  --seeds 0,1,2         (default: the sweep's)
+  --jobs N              runs at a time (default 1)
+  --index I             only run I, counted from 0: one job of a cluster's array
+  --dry-run             print the commands instead of running them
+  --out DIR             for table, plot and results.csv (default: DIR/NAME of --workdir)
+
+Every run is a `focaljax train` in DIR/NAME/ROW/seedS with its log.txt; an interrupted one goes on from its checkpoint.
+Then, from all runs that are finished, results.csv (one row a run), results.md (mean and spread over the seeds, beside
+what the paper has) and results.png.
+
+Example:
+  focaljax sweep experiments/table1b/sweep.py --workdir runs/table1b --seeds 0
+"""
+
+import concurrent.futures
+import contextlib
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from focaljax.cli.config import load_config, parse_flags, split_config_flags
+from focaljax.cli.console import duration, say
+from focaljax.cli.main import UsageError, nearest
+from focaljax.cli.sweep_report import write_report
+from focaljax.sweeps import Run, Sweep
+
+_DATA = "--config.data="
+_TIME = "%Y-%m-%d %H:%M"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    config_arguments, others = split_config_flags(arguments)
+    flag_values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flag_values)
+    flags.DEFINE_list("seeds", None, "of the runs", flag_values=flag_values)
+    flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_integer("index", None, "the only run", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_boolean("dry-run", False, "print the commands", flag_values=flag_values)
+    flags.DEFINE_string("out", "", "of the table", flag_values=flag_values)
+    files = parse_flags(others, flag_values)
+    if len(files) != 1:
+        raise UsageError(f"one sweep file is needed, such as experiments/table1b/sweep.py; got {len(files)}")
+    if not flag_values.workdir:
+        raise UsageError("--workdir=DIR is needed: the folder for all runs and the table")
+    sweep = load_sweep(pathlib.Path(files[0]))
+    data = [argument.removeprefix(_DATA) for argument in config_arguments if argument.startswith(_DATA)] or [
+        next(iter(sweep.configs))
+    ]
+    if data[-1] not in sweep.configs:
+        raise UsageError(
+            f"{_DATA}{data[-1]}: this sweep has {', '.join(sweep.configs)}{nearest(data[-1], list(sweep.configs))}"
+        )
+    overrides = [argument for argument in config_arguments if not argument.startswith(_DATA)]
+    config = pathlib.Path(files[0]).parent / sweep.configs[data[-1]]
+    plan = _Plan(sweep, os.path.relpath(config), data[-1], pathlib.Path(flag_values.workdir) / data[-1], overrides)
+    runs = _chosen(sweep, flag_values.seeds, flag_values.index)
+    # A mistake in a row shows now, not after hours.
+    for run in {run.row.name: run for run in runs}.values():
+        load_config([f"--config={plan.config}", *plan.flags_of(run)])
+    if flag_values["dry-run"].value:
+        for run in runs:
+            say(f"{run.index}: {shlex.join(['focaljax', *plan.command(run)])}")
+        return 0
+    code = _run_all(plan, runs, jobs=flag_values.jobs)
+    if flag_values.index is None:
+        results = list(plan.results())
+        out = pathlib.Path(flag_values.out) if flag_values.out else plan.workdir
+        write_report(out, sweep, data[-1], results)
+        say(f"wrote {out}/results.csv, results.md and results.png: {len(results)} of {len(sweep.runs())} runs")
+    return code
+
+
+def load_sweep(path: pathlib.Path) -> Sweep:
+    """Returns the sweep of a file.
+
+    Raises:
+        UsageError: there is no such file, it fails, or its `get_sweep` gives no `Sweep`.
+    """
+    if not path.is_file():
+        raise UsageError(f"no sweep file {path}")
+    spec = importlib.util.spec_from_file_location("sweep", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        sweep = module.get_sweep()
+    except Exception as error:
+        raise UsageError(f"{path}: {type(error).__name__}: {error}") from None
+    if not isinstance(sweep, Sweep):
+        raise UsageError(f"{path}: get_sweep() must return a focaljax.sweeps.Sweep, got {type(sweep).__name__}")
+    return sweep
+
+
+class _Plan:
+    """What is run, where, and what of it is finished."""
+
+    def __init__(self, sweep: Sweep, config: str, data: str, workdir: pathlib.Path, overrides: Sequence[str]) -> None:
+        self.sweep, self.config, self.data, self.workdir = sweep, config, data, workdir
+        self._overrides = list(overrides)
+
+    def flags_of(self, run: Run) -> list[str]:
+        """Returns the settings of a run; those for all runs come last, so that they win."""
+        own = {"eval.split": self.sweep.split, "seed": run.seed, **run.row.overrides}
+        return [*(f"--config.{name}={value}" for name, value in own.items()), *self._overrides]
+
+    def command(self, run: Run) -> list[str]:
+        """Returns the arguments of `focaljax`."""
+        folder = str(self.workdir / run.folder)
+        return ["train", "--config", self.config, *self.flags_of(run), "--workdir", folder]
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """Returns what a finished run gave; None if it is not finished, or was one of other settings."""
+        path = self.workdir / run.folder / "result.json"
+        result = json.loads(path.read_text()) if path.exists() else None
+        return result if result is not None and result["flags"] == self.flags_of(run) else None
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Yields what the finished runs gave, in their order."""
+        for run in self.sweep.runs():
+            result = self.result(run)
+            if result is not None:
+                yield result
+
+
+def _chosen(sweep: Sweep, seeds: Sequence[str] | None, index: int | None) -> list[Run]:
+    runs = sweep.runs()
+    if index is not None:
+        if index >= len(runs):
+            raise UsageError(f"--index={index}: this sweep has the runs 0 to {len(runs) - 1}")
+        return [runs[index]]
+    if seeds is None:
+        return runs
+    unknown = [seed for seed in seeds if seed not in map(str, sweep.seeds)]
+    if unknown:
+        raise UsageError(f"--seeds={','.join(seeds)}: this sweep has {', '.join(map(str, sweep.seeds))}")
+    return [run for run in runs if str(run.seed) in seeds]
+
+
+def _run_all(plan: _Plan, runs: Sequence[Run], *, jobs: int) -> int:
+    """Runs what is missing; returns the exit code of the first run that failed."""
+    missing = [run for run in runs if plan.result(run) is None]
+    say(f"{plan.sweep.title}, {plan.data}: {len(runs)} runs, {len(runs) - len(missing)} of them finished")
+    with _Children() as children, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        codes = list(pool.map(lambda run: _run_one(plan, run, children), missing))
+    if children.stopped_by is not None:
+        say(f"stopped by {children.stopped_by.name}; the same command goes on")
+        return 128 + children.stopped_by
+    return next((code for code in codes if code), 0)
+
+
+def _run_one(plan: _Plan, run: Run, children: "_Children") -> int:
+    if children.stopped_by is not None:
+        return 0
+    folder = plan.workdir / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"run {run.index}: {run.row.name}, seed {run.seed}"
+    start = time.perf_counter()
+    with (folder / "log.txt").open("a") as log:
+        code = children.run([sys.executable, "-m", "focaljax", *plan.command(run)], log)
+    if children.stopped_by is not None:
+        return code
+    if code:
+        last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+        say(f"{name}: FAILED with {code}: {''.join(last)} (see {folder}/log.txt)")
+        return code
+    seconds = time.perf_counter() - start
+    evaluation = json.loads((folder / f"evaluation_{plan.sweep.split}.json").read_text())
+    metrics = {key: value for key, value in evaluation.items() if key.startswith("A")}
+    result = {
+        "data": plan.data,
+        "row": run.row.name,
+        "seed": run.seed,
+        **metrics,
+        "step": evaluation["step"],
+        "seconds": round(seconds, 1),
+        **_provenance(folder),
+        "flags": plan.flags_of(run),
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    say(f"{name}: {plan.sweep.split} AP {evaluation['AP']:.3f} in {duration(seconds)}")
+    return 0
+
+
+class _Children:
+    """The processes of the runs; a signal to stop is passed on to them, and no other is started."""
+
+    def __init__(self) -> None:
+        self.stopped_by: signal.Signals | None = None
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def __enter__(self) -> "_Children":
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._stop) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def run(self, command: Sequence[str], log: Any) -> int:
+        """Runs a command to its end; returns its exit code, 0 if it was not begun."""
+        with self._lock:
+            if self.stopped_by is not None:
+                return 0
+            # In a session of its own, so that Ctrl-C reaches it through `_stop` alone, once.
+            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            self._running.add(child)
+        try:
+            return child.wait()
+        finally:
+            self._running.discard(child)
+
+    def _stop(self, number: int, _: Any) -> None:
+        self.stopped_by = signal.Signals(number)
+        for child in list(self._running):
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+
+
+def _provenance(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns where and with what a run was made; its devices as its log tells them."""
+    log = (folder / "log.txt").read_text(errors="replace")
+    devices = re.search(r"^(.*), batch \d+, learning rate", log, re.MULTILINE)
+    packages = ("focaljax", "jax", "jaxlib", "flax", "optax")
+    return {
+        "devices": devices[1] if devices else "",
+        "processor": _processor(),
+        "versions": " ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime(_TIME),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Returns the commit of the repository, with '+' if files differ from it; '' outside one."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""

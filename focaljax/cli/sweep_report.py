@@ -1,0 +1,88 @@
+"""What a sweep has found: results.csv, one row a run; results.md, the table; results.png, the plot."""
+
+import csv
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from focaljax.sweeps import Row, Sweep
+
+_NOT_IN_CSV = ("flags",)
+
+
+def write_report(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the three files.
+
+    Args:
+        folder: for them; made if need be.
+        sweep: with its rows in order.
+        data: name of the data set.
+        results: of the finished runs, each with `row`, `seed` and COCO's numbers, None where they are not defined.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / "results.csv", results)
+    (folder / "results.md").write_text(table(sweep, data, results) + "\n")
+    _draw(folder / "results.png", sweep, data, results)
+
+
+def table(sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table as Markdown: mean and standard deviation over seeds, beside what the paper has."""
+    of_paper = [name for name in sweep.metrics if any(name in row.paper for row in sweep.rows)]
+    names = [*sweep.metrics, "seeds", *(f"paper's {name}" for name in of_paper)]
+    lines = [f"| {sweep.title}, {data} | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for row in sweep.rows:
+        of_row = _of_row(row, results)
+        cells = [_mean_and_spread([result[name] for result in of_row]) for name in sweep.metrics]
+        cells += [f"{len(of_row)} of {len(sweep.seeds)}"]
+        cells += [f"{row.paper[name]:.3f}" if name in row.paper else "" for name in of_paper]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = f"{statistics.mean(known):.3f}"
+    return f"{mean} ± {statistics.stdev(known):.3f}" if len(known) > 1 else mean
+
+
+def _of_row(row: Row, results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [result for result in results if result["row"] == row.name]
+
+
+def _write_csv(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None:
+    names = [name for name in (results[0] if results else ()) if name not in _NOT_IN_CSV]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(results)
+
+
+def _draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """Draws AP row by row: each seed, their mean, and the paper's on an axis of its own."""
+    name = sweep.metrics[0]
+    figure = Figure(figsize=(8.0, 1.2 + 0.35 * len(sweep.rows)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(sweep.rows))
+    for place, row in zip(places, sweep.rows, strict=True):
+        values = [result[name] for result in _of_row(row, results) if result[name] is not None]
+        if values:
+            axes.plot(values, [place] * len(values), "o", color="#1b5e8c", alpha=0.5, markersize=5)
+            axes.plot(statistics.mean(values), place, "|", color="#1b5e8c", markersize=16, markeredgewidth=2)
+    axes.set_yticks(list(places), [row.name for row in sweep.rows])
+    axes.set(
+        xlabel=f"{sweep.split} {name}, {data} (a dot a seed, the line their mean)", ylim=(len(sweep.rows) - 0.5, -0.5)
+    )
+    axes.set_xlim(left=0.0)
+    axes.grid(alpha=0.3, axis="x")
+    published = [(row.paper[name], place) for place, row in zip(places, sweep.rows, strict=True) if name in row.paper]
+    if published:
+        beside = axes.twiny()
+        beside.plot(*zip(*published, strict=True), "D", color="#b35900", markersize=6, fillstyle="none")
+        beside.set_xlim(left=0.0)
+        beside.set_xlabel(f"{name} on COCO in the paper (diamonds)", color="#b35900")
+    figure.savefig(path, dpi=110)

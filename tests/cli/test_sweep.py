@@ -1,0 +1,157 @@
+"""The verb that trains a table: what it runs, what it leaves out, how it goes on, and the table."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import pytest
+
+from focaljax.cli.main import main
+from focaljax.cli.sweep_report import table
+from focaljax.sweeps import Row, Sweep
+from focaljax.training.metrics import read_metrics
+from tests.cli.conftest import TINY
+from tests.cli.test_usage import fails
+
+SWEEP = """
+from focaljax.sweeps import Row, Sweep
+
+def get_sweep():
+    rows = [
+        Row("gamma 0", {{"loss.gamma": 0.0}}, paper={{"AP": 0.31}}),
+        Row("gamma 2, alpha .5", {{"loss.gamma": 2.0, "loss.alpha": 0.5}}),
+    ]
+    return Sweep("a table", {{"small": "{config}", "other": "{config}"}}, rows, seeds=(0, 7))
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    path = tmp_path / "sweep.py"
+    path.write_text(SWEEP.format(config=os.path.relpath(TINY, tmp_path)))
+    return str(path)
+
+
+@pytest.fixture
+def fast(data_root):
+    return [f"--config.data.root={data_root}", "--config.optim.steps=3", "--config.checkpoint.every=1"]
+
+
+def test_dry_run_prints_the_commands_of_all_runs(sweep_file, tmp_path, capsys):
+    workdir = str(tmp_path / "runs")
+    assert main(["sweep", sweep_file, "--workdir", workdir, "--dry-run", "--config.optim.steps=5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["0", "1", "2", "3"]
+    for word in ("focaljax train --config ", "--config.loss.alpha=0.5", "--config.seed=7", "--config.optim.steps=5"):
+        assert word in lines[3]
+    assert lines[3].endswith(f"--workdir {workdir}/small/gamma_2_alpha_.5/seed7")
+    assert not (tmp_path / "runs").exists()
+    assert main(["sweep", sweep_file, "--workdir", workdir, "--dry-run", "--index=2", "--config.data=other"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("2:")
+    assert "/other/gamma_0/seed7" in line
+
+
+def test_what_is_missing_is_run_and_the_table_is_made(sweep_file, fast, tmp_path, capsys):
+    command = ["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), *fast]
+    assert main([*command, "--seeds=0", "--jobs=2"]) == 0
+    said = capsys.readouterr().out
+    assert "2 runs, 0 of them finished" in said
+    assert "run 1: gamma 2, alpha .5, seed 0: val AP 0." in said
+    folder = tmp_path / "runs" / "small"
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["row"], row["seed"], row["step"]) for row in rows] == [
+        ("gamma 0", "0", "3"),
+        ("gamma 2, alpha .5", "0", "3"),
+    ]
+    assert all(row["AP"] and row["commit"] and "jax " in row["versions"] and row["devices"] for row in rows)
+    assert "1 of 2" in (folder / "results.md").read_text()
+    assert cv2.imread(str(folder / "results.png")).std() > 5
+    # Nothing is run again, and one job of an array runs one.
+    assert main([*command, "--index=1"]) == 0
+    assert "1 runs, 1 of them finished" in capsys.readouterr().out
+    assert main([*command, "--seeds=0"]) == 0
+    assert "2 runs, 2 of them finished" in capsys.readouterr().out
+
+
+def test_run_that_fails_is_named_with_its_last_line_and_the_others_are_run(sweep_file, fast, tmp_path, capsys):
+    broken = tmp_path / "runs" / "small" / "gamma_0" / "seed0"
+    broken.mkdir(parents=True)
+    (broken / "checkpoints").write_text("a file where a folder belongs")
+    assert main(["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), *fast, "--seeds=0"]) != 0
+    said = capsys.readouterr().out
+    assert "run 0: gamma 0, seed 0: FAILED with" in said
+    assert "run 1: gamma 2, alpha .5, seed 0: val AP" in said
+    assert "1 of 4 runs" in said
+
+
+def test_interrupted_sweep_goes_on_where_its_run_stopped(sweep_file, data_root, tmp_path, users_env):
+    long = [f"--config.data.root={data_root}", "--config.optim.steps=100000", "--config.checkpoint.every=5"]
+    command = [sys.executable, "-m", "focaljax", "sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--seeds=0"]
+    sweep = subprocess.Popen([*command, *long], env=users_env, stdout=subprocess.PIPE, text=True)
+    run = tmp_path / "runs" / "small" / "gamma_0" / "seed0"
+    end = time.monotonic() + 120
+    while not read_metrics(run) and time.monotonic() < end:
+        time.sleep(0.1)
+    sweep.send_signal(signal.SIGINT)
+    said, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert "stopped by SIGINT; the same command goes on" in said
+    assert "is saved; the same command goes on" in (run / "log.txt").read_text()
+    assert not (run.parent.parent / "gamma_2_alpha_.5").exists()
+    assert not (run / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.py"], ("no sweep file missing.py",)),
+        ([], ("one sweep file is needed",)),
+        (["FILE", "--config.data=smal"], ("this sweep has small, other", "did you mean 'small'?")),
+        (["FILE", "--seeds=1"], ("this sweep has 0, 7",)),
+        (["FILE", "--index=4"], ("the runs 0 to 3",)),
+        (["FILE", "--config.loss.gama=1"], ("loss.gama", "did you mean")),
+    ],
+)
+def test_mistake_is_one_line(sweep_file, tmp_path, capsys, arguments, words):
+    arguments = [sweep_file if argument == "FILE" else argument for argument in arguments]
+    fails(capsys, ["sweep", *arguments, "--workdir", str(tmp_path / "runs")], *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_setting_of_a_row_that_does_not_exist_is_said_before_anything_runs(tmp_path, capsys):
+    path = tmp_path / "sweep.py"
+    text = SWEEP.format(config=os.path.relpath(TINY, tmp_path))
+    path.write_text(text.replace("loss.alpha", "loss.alhpa"))
+    fails(capsys, ["sweep", str(path), "--workdir", str(tmp_path / "runs")], "loss.alhpa", "did you mean")
+    path.write_text(text.replace("rows = [", "rows = 1 / 0, ["))
+    fails(capsys, ["sweep", str(path), "--workdir", str(tmp_path / "runs")], "ZeroDivisionError")
+
+
+def test_table_has_mean_spread_and_the_papers_column():
+    rows = [Row("a", {}, paper={"AP": 0.3}), Row("b", {}), Row("c", {})]
+    sweep = Sweep("losses", {"small": "c.py"}, rows, seeds=(0, 1), metrics=("AP", "APs"))
+    results = [
+        {"row": "a", "seed": 0, "AP": 0.2, "APs": None},
+        {"row": "a", "seed": 1, "AP": 0.4, "APs": 0.1},
+        {"row": "b", "seed": 0, "AP": 0.5, "APs": None},
+    ]
+    assert table(sweep, "small", results).splitlines() == [
+        "| losses, small | AP | APs | seeds | paper's AP |",
+        "|---|---:|---:|---:|---:|",
+        "| a | 0.300 ± 0.141 | 0.100 | 2 of 2 | 0.300 |",
+        "| b | 0.500 |  | 1 of 2 |  |",
+        "| c |  |  | 0 of 2 |  |",
+    ]
+
+
+def test_rows_of_the_same_name_are_refused():
+    with pytest.raises(ValueError, match="same name: a_1"):
+        Sweep("t", {"small": "c.py"}, [Row("a 1", {}), Row("a, 1", {})])
+    with pytest.raises(ValueError, match="at least one row"):
+        Sweep("t", {"small": "c.py"}, [])
