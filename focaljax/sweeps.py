@@ -15,11 +15,13 @@ class Row:
         name: in the table, unlike all others.
         overrides: setting -> value, such as `{"loss.gamma": 2.0}`.
         paper: what the paper has, by the name of the metric, in 0..1: `{"AP": 0.34}`.
+        data: names of the data sets that it is for; (): all.
     """
 
     name: str
     overrides: Mapping[str, Any]
     paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    data: Sequence[str] = ()
 
     @property
     def folder(self) -> str:
@@ -76,16 +78,23 @@ class Sweep:
         folders = [row.folder for row in self.rows]
         if not folders or not self.seeds or not self.configs:
             raise ValueError("a sweep needs at least one row, one seed and one config")
+        if unknown := {name for row in self.rows for name in row.data} - set(self.configs):
+            raise ValueError(f"rows are for data sets without a config: {', '.join(sorted(unknown))}")
         if twice := {folder for folder in folders if folders.count(folder) > 1}:
             raise ValueError(f"two rows of a sweep have the same name: {', '.join(sorted(twice))}")
 
-    def runs(self) -> list[Run]:
-        """Returns all runs, seed by seed, so that an interrupted sweep has whole tables of fewer seeds.
+    def rows_of(self, data: str) -> list[Row]:
+        """Returns the rows for a data set."""
+        return [row for row in self.rows if not row.data or data in row.data]
+
+    def runs(self, data: str) -> list[Run]:
+        """Returns all runs on a data set, seed by seed, so that an interrupted sweep has whole tables of fewer seeds.
 
         Example:
-            >>> sweep = Sweep("t", {"shapes": "s.py"}, [Row("a", {}), Row("b", {})], seeds=(0, 1))
-            >>> [(run.row.name, run.seed) for run in sweep.runs()]
+            >>> rows = [Row("a", {}), Row("b", {}), Row("c", {}, data=("coco",))]
+            >>> sweep = Sweep("t", {"shapes": "s.py", "coco": "c.py"}, rows, seeds=(0, 1))
+            >>> [(run.row.name, run.seed) for run in sweep.runs("shapes")]
             [('a', 0), ('b', 0), ('a', 1), ('b', 1)]
         """
-        pairs = itertools.product(self.seeds, self.rows)
+        pairs = itertools.product(self.seeds, self.rows_of(data))
         return [Run(index, row, seed) for index, (seed, row) in enumerate(pairs)]

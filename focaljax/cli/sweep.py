@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [argument for argument in config_arguments if not argument.startswith(_DATA)]
     config = pathlib.Path(files[0]).parent / sweep.configs[data[-1]]
     plan = _Plan(sweep, os.path.relpath(config), data[-1], pathlib.Path(flag_values.workdir) / data[-1], overrides)
-    runs = _chosen(sweep, flag_values.seeds, flag_values.index)
+    runs = _chosen(sweep, data[-1], flag_values.seeds, flag_values.index)
     # A mistake in a row shows now, not after hours.
     for run in {run.row.name: run for run in runs}.values():
         load_config([f"--config={plan.config}", *plan.flags_of(run)])
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         results = list(plan.results())
         out = pathlib.Path(flag_values.out) if flag_values.out else plan.workdir
         write_report(out, sweep, data[-1], results)
-        say(f"wrote {out}/results.csv, results.md and results.png: {len(results)} of {len(sweep.runs())} runs")
+        say(f"wrote {out}/results.csv, results.md and results.png: {len(results)} of {len(sweep.runs(data[-1]))} runs")
     return code
 
 
@@ -141,14 +141,14 @@ class _Plan:
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Yields what the finished runs gave, in their order."""
-        for run in self.sweep.runs():
+        for run in self.sweep.runs(self.data):
             result = self.result(run)
             if result is not None:
                 yield result
 
 
-def _chosen(sweep: Sweep, seeds: Sequence[str] | None, index: int | None) -> list[Run]:
-    runs = sweep.runs()
+def _chosen(sweep: Sweep, data: str, seeds: Sequence[str] | None, index: int | None) -> list[Run]:
+    runs = sweep.runs(data)
     if index is not None:
         if index >= len(runs):
             raise UsageError(f"--index={index}: this sweep has the runs 0 to {len(runs) - 1}")

@@ -30,10 +30,11 @@ def write_report(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequenc
 
 def table(sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the table as Markdown: mean and standard deviation over seeds, beside what the paper has."""
-    of_paper = [name for name in sweep.metrics if any(name in row.paper for row in sweep.rows)]
+    rows = sweep.rows_of(data)
+    of_paper = [name for name in sweep.metrics if any(name in row.paper for row in rows)]
     names = [*sweep.metrics, "seeds", *(f"paper's {name}" for name in of_paper)]
     lines = [f"| {sweep.title}, {data} | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    for row in sweep.rows:
+    for row in rows:
         of_row = _of_row(row, results)
         cells = [_mean_and_spread([result[name] for result in of_row]) for name in sweep.metrics]
         cells += [f"{len(of_row)} of {len(sweep.seeds)}"]
@@ -64,22 +65,20 @@ def _write_csv(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None
 
 def _draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
     """Draws AP row by row: each seed, their mean, and the paper's on an axis of its own."""
-    name = sweep.metrics[0]
-    figure = Figure(figsize=(8.0, 1.2 + 0.35 * len(sweep.rows)), layout="constrained")
+    name, rows = sweep.metrics[0], sweep.rows_of(data)
+    figure = Figure(figsize=(8.0, 1.2 + 0.35 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    places = range(len(sweep.rows))
-    for place, row in zip(places, sweep.rows, strict=True):
+    places = range(len(rows))
+    for place, row in zip(places, rows, strict=True):
         values = [result[name] for result in _of_row(row, results) if result[name] is not None]
         if values:
             axes.plot(values, [place] * len(values), "o", color="#1b5e8c", alpha=0.5, markersize=5)
             axes.plot(statistics.mean(values), place, "|", color="#1b5e8c", markersize=16, markeredgewidth=2)
-    axes.set_yticks(list(places), [row.name for row in sweep.rows])
-    axes.set(
-        xlabel=f"{sweep.split} {name}, {data} (a dot a seed, the line their mean)", ylim=(len(sweep.rows) - 0.5, -0.5)
-    )
+    axes.set_yticks(list(places), [row.name for row in rows])
+    axes.set(xlabel=f"{sweep.split} {name}, {data} (a dot a seed, the line their mean)", ylim=(len(rows) - 0.5, -0.5))
     axes.set_xlim(left=0.0)
     axes.grid(alpha=0.3, axis="x")
-    published = [(row.paper[name], place) for place, row in zip(places, sweep.rows, strict=True) if name in row.paper]
+    published = [(row.paper[name], place) for place, row in zip(places, rows, strict=True) if name in row.paper]
     if published:
         beside = axes.twiny()
         beside.plot(*zip(*published, strict=True), "D", color="#b35900", markersize=6, fillstyle="none")

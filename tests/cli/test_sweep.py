@@ -155,3 +155,13 @@ def test_rows_of_the_same_name_are_refused():
         Sweep("t", {"small": "c.py"}, [Row("a 1", {}), Row("a, 1", {})])
     with pytest.raises(ValueError, match="at least one row"):
         Sweep("t", {"small": "c.py"}, [])
+
+
+def test_rows_for_other_data_sets_are_left_out():
+    rows = [Row("a", {}), Row("b", {}, data=("coco",))]
+    sweep = Sweep("t", {"small": "c.py", "coco": "c.py"}, rows, seeds=(0,))
+    assert [run.row.name for run in sweep.runs("small")] == ["a"]
+    assert [run.row.name for run in sweep.runs("coco")] == ["a", "b"]
+    assert "| b |" not in table(sweep, "small", [])
+    with pytest.raises(ValueError, match="without a config: cocoo"):
+        Sweep("t", {"small": "c.py"}, [Row("b", {}, data=("cocoo",))])

@@ -1,0 +1,21 @@
+"""What the loss is divided by.
+
+focaljax sweep experiments/normalizer/sweep.py --workdir runs/normalizer [--config.data=bccd|coco]
+
+By the assigned anchors of each image (the paper), of the batch, by their moving average (detectron2), or by nothing.
+"""
+
+from focaljax.sweeps import Row, Sweep
+
+
+def get_sweep():
+    return Sweep(
+        "normalisers",
+        {
+            "shapes": "../../configs/shapes_imbalanced.py",
+            "bccd": "../../configs/bccd.py",
+            "coco": "../../configs/coco_r50_600.py",
+        },
+        [Row(name, {"loss.normalizer": name}) for name in ("image", "batch", "ema", "none")],
+        source="Lin et al. 2017 (arXiv 1708.02002), section 4.1",
+    )
