@@ -2,6 +2,7 @@
 
 import csv
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import cv2
 import pytest
 
 from focaljax.cli.main import main
+from focaljax.cli.sweep import load_sweep
 from focaljax.cli.sweep_report import table
 from focaljax.sweeps import Row, Sweep
 from focaljax.training.metrics import read_metrics
@@ -165,3 +167,19 @@ def test_rows_for_other_data_sets_are_left_out():
     assert "| b |" not in table(sweep, "small", [])
     with pytest.raises(ValueError, match="without a config: cocoo"):
         Sweep("t", {"small": "c.py"}, [Row("b", {}, data=("cocoo",))])
+
+
+SWEEPS = sorted((pathlib.Path(__file__).parents[2] / "experiments").glob("*/sweep.py"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("data", ["shapes", "bccd", "coco"])
+def test_experiment_is_one_that_can_be_run(path, data, tmp_path, capsys):
+    assert main(["sweep", str(path), f"--config.data={data}", "--workdir", str(tmp_path), "--dry-run"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) >= 3 * len(load_sweep(path).rows_of(data)) > 0
+    assert {command.count("focaljax train") for command in commands} == {1}
+
+
+def test_there_are_experiments():
+    assert len(SWEEPS) >= 9
