@@ -10,11 +10,11 @@ Usage: focaljax sweep FILE --workdir DIR [--config.data=NAME] [--jobs N] [--dry-
   --jobs N              runs at a time (default 1)
   --index I             only run I, counted from 0: one job of a cluster's array
   --dry-run             print the commands instead of running them
-  --out DIR             for table, plot and results.csv (default: DIR/NAME of --workdir)
+  --out DIR             for table, plot and results.csv (default: that of --workdir)
 
 Every run is a `focaljax train` in DIR/NAME/ROW/seedS with its log.txt; an interrupted one goes on from its checkpoint.
-Then, from all runs that are finished, results.csv (one row a run), results.md (mean and spread over the seeds, beside
-what the paper has) and results.png.
+Then, from all runs that are finished, results.csv (one row a run, of all data sets), NAME.md (mean and spread over the
+seeds, beside what the paper has) and NAME.png.
 
 Example:
   focaljax sweep experiments/table1b/sweep.py --workdir runs/table1b --seeds 0
@@ -88,9 +88,10 @@ def main(arguments: Sequence[str]) -> int:
     code = _run_all(plan, runs, jobs=flag_values.jobs)
     if flag_values.index is None:
         results = list(plan.results())
-        out = pathlib.Path(flag_values.out) if flag_values.out else plan.workdir
+        out = pathlib.Path(flag_values.out or flag_values.workdir)
         write_report(out, sweep, data[-1], results)
-        say(f"wrote {out}/results.csv, results.md and results.png: {len(results)} of {len(sweep.runs(data[-1]))} runs")
+        number = len(sweep.runs(data[-1]))
+        say(f"wrote {out}/results.csv, {data[-1]}.md and {data[-1]}.png: {len(results)} of {number} runs")
     return code
 
 
@@ -121,12 +122,12 @@ class _Plan:
 
     def __init__(self, sweep: Sweep, config: str, data: str, workdir: pathlib.Path, overrides: Sequence[str]) -> None:
         self.sweep, self.config, self.data, self.workdir = sweep, config, data, workdir
-        self._overrides = list(overrides)
+        self.overrides = list(overrides)
 
     def flags_of(self, run: Run) -> list[str]:
         """Returns the settings of a run; those for all runs come last, so that they win."""
         own = {"eval.split": self.sweep.split, "seed": run.seed, **run.row.overrides}
-        return [*(f"--config.{name}={value}" for name, value in own.items()), *self._overrides]
+        return [*(f"--config.{name}={value}" for name, value in own.items()), *self.overrides]
 
     def command(self, run: Run) -> list[str]:
         """Returns the arguments of `focaljax`."""
@@ -199,6 +200,7 @@ def _run_one(plan: _Plan, run: Run, children: "_Children") -> int:
         "step": evaluation["step"],
         "seconds": round(seconds, 1),
         **_provenance(folder),
+        "overrides": shlex.join(plan.overrides),
         "flags": plan.flags_of(run),
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What a sweep has found: results.csv, one row a run; results.md, the table; results.png, the plot."""
+"""What a sweep has found: results.csv, one row a run; of each data set a table and a plot."""
 
 import csv
 import pathlib
@@ -14,18 +14,34 @@ _NOT_IN_CSV = ("flags",)
 
 
 def write_report(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the three files.
+    """Writes `results.csv`, in which the rows of other data sets stay, `DATA.md` and `DATA.png`.
 
     Args:
         folder: for them; made if need be.
         sweep: with its rows in order.
         data: name of the data set.
-        results: of the finished runs, each with `row`, `seed` and COCO's numbers, None where they are not defined.
+        results: of its finished runs, each with `data`, `row`, `seed` and COCO's numbers, None where they are not
+            defined.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(folder / "results.csv", results)
-    (folder / "results.md").write_text(table(sweep, data, results) + "\n")
-    _draw(folder / "results.png", sweep, data, results)
+    path = folder / "results.csv"
+    others = [result for result in read_results(path) if result["data"] != data] if path.exists() else []
+    _write_csv(path, [*others, *results])
+    (folder / f"{data}.md").write_text(table(sweep, data, results) + "\n")
+    draw(folder / f"{data}.png", sweep, data, results)
+
+
+def read_results(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows of `results.csv`, COCO's numbers as numbers, None where they are not defined."""
+    with path.open(newline="") as file:
+        return [
+            {name: _number(value) if name.startswith("A") else value for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def table(sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> str:
@@ -63,7 +79,7 @@ def _write_csv(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None
         writer.writerows(results)
 
 
-def _draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
+def draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
     """Draws AP row by row: each seed, their mean, and the paper's on an axis of its own."""
     name, rows = sweep.metrics[0], sweep.rows_of(data)
     figure = Figure(figsize=(8.0, 1.2 + 0.35 * len(rows)), layout="constrained")

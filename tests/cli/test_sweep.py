@@ -13,7 +13,7 @@ import pytest
 
 from focaljax.cli.main import main
 from focaljax.cli.sweep import load_sweep
-from focaljax.cli.sweep_report import table
+from focaljax.cli.sweep_report import read_results, table, write_report
 from focaljax.sweeps import Row, Sweep
 from focaljax.training.metrics import read_metrics
 from tests.cli.conftest import TINY
@@ -64,7 +64,7 @@ def test_what_is_missing_is_run_and_the_table_is_made(sweep_file, fast, tmp_path
     said = capsys.readouterr().out
     assert "2 runs, 0 of them finished" in said
     assert "run 1: gamma 2, alpha .5, seed 0: val AP 0." in said
-    folder = tmp_path / "runs" / "small"
+    folder = tmp_path / "runs"
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["row"], row["seed"], row["step"]) for row in rows] == [
@@ -72,8 +72,8 @@ def test_what_is_missing_is_run_and_the_table_is_made(sweep_file, fast, tmp_path
         ("gamma 2, alpha .5", "0", "3"),
     ]
     assert all(row["AP"] and row["commit"] and "jax " in row["versions"] and row["devices"] for row in rows)
-    assert "1 of 2" in (folder / "results.md").read_text()
-    assert cv2.imread(str(folder / "results.png")).std() > 5
+    assert "1 of 2" in (folder / "small.md").read_text()
+    assert cv2.imread(str(folder / "small.png")).std() > 5
     # Nothing is run again, and one job of an array runs one.
     assert main([*command, "--index=1"]) == 0
     assert "1 runs, 1 of them finished" in capsys.readouterr().out
@@ -150,6 +150,24 @@ def test_table_has_mean_spread_and_the_papers_column():
         "| b | 0.500 |  | 1 of 2 |  |",
         "| c |  |  | 0 of 2 |  |",
     ]
+
+
+def test_results_of_two_data_sets_stand_in_one_file(tmp_path):
+    sweep = Sweep("losses", {"small": "c.py", "large": "c.py"}, [Row("a", {})], seeds=(0, 1), metrics=("AP",))
+    small, large, again = (
+        [{"data": data, "row": "a", "seed": "0", "AP": AP, "APs": None, "flags": ["x"]}]
+        for data, AP in (("small", 0.25), ("large", 0.5), ("small", 0.75))
+    )
+    for data, results in (("small", small), ("large", large), ("small", again)):
+        write_report(tmp_path, sweep, data, results)
+    read = read_results(tmp_path / "results.csv")
+    assert [(result["data"], result["AP"], result["APs"]) for result in read] == [
+        ("large", 0.5, None),
+        ("small", 0.75, None),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "large.md", "large.png", "results.csv", "small.md", "small.png",
+    ]  # fmt: skip
 
 
 def test_rows_of_the_same_name_are_refused():

@@ -1,0 +1,159 @@
+"""Figure 4: which anchors the loss of a trained detector comes from, by gamma.
+
+python experiments/figure4/figure4.py --workdir RUN [--split val] [--images 300] [--out experiments/figure4]
+
+One trained model, four losses that differ in gamma: the losses of all assigned anchors, and of all background anchors,
+each sorted and summed up from the smallest, as a share of their sum. Writes figure4.png, and results.csv: the share of
+the loss that the hardest anchors have.
+"""
+
+import argparse
+import csv
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from focaljax import losses
+from focaljax.cli import build, prediction
+from focaljax.cli.console import track
+from focaljax.cli.evaluate import load_detector, saved_run
+from focaljax.data.example import Example
+from focaljax.data.transforms import resize_and_pad
+from focaljax.detection import AnchorTargets, assign_anchors, pyramid_anchors
+from focaljax.models.retinanet import normalize_images
+from focaljax.training import mesh as meshes
+
+GAMMAS = (0.0, 0.5, 1.0, 2.0)
+HARDEST = (0.001, 0.01, 0.1, 0.2, 0.5)
+POINTS = 2000
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Makes the figure and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, help="of a run of `focaljax train`")
+    parser.add_argument("--split", default="val", help="of its data (default val)")
+    parser.add_argument("--images", type=int, default=300, help="the first so many (default 300)")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent, metavar="DIR")
+    options = parser.parse_args(arguments)
+    positives, negatives = anchor_losses(options.workdir, options.split, options.images)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_table(options.out / "results.csv", positives, negatives)
+    draw(options.out / "figure4.png", positives, negatives)
+    print(
+        f"{options.workdir}: {positives.shape[1]:,} assigned and {negatives.shape[1]:,} background anchors "
+        f"-> {options.out}/figure4.png, results.csv"
+    )
+
+
+def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the losses of assigned and of background anchors, each `[gammas, anchors]`."""
+    config, folder = saved_run(workdir, ())
+    source = build.make_source(config, split, classes=build.load_classes(folder))
+    classes = len(source.class_names)
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    _, variables, _ = load_detector(config, folder, classes, mesh)
+    height, width = config.data.image_size
+    of_image = _losses_of_image(config, build.make_model(config, classes), (height, width))
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    count = min(images, len(source))
+    for image in track(_padded(source, count, height, width, config.data.max_boxes), "losses of anchors", count):
+        loss, labels = jax.device_get(of_image(variables, *image))
+        found[0].append(loss[:, labels >= 0])
+        found[1].append(loss[:, labels == losses.BACKGROUND])
+    return np.concatenate(found[0], axis=1), np.concatenate(found[1], axis=1)
+
+
+def write_table(path: pathlib.Path, positives: np.ndarray, negatives: np.ndarray) -> None:
+    """Writes how much of each sum the hardest anchors have."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["anchors", "gamma", "number", "sum", *(f"hardest {share:g}" for share in HARDEST)])
+        for name, values in (("positive", positives), ("negative", negatives)):
+            for gamma, of_gamma in zip(GAMMAS, values, strict=True):
+                shares = [f"{share_of_hardest(of_gamma, share):.4f}" for share in HARDEST]
+                writer.writerow([name, gamma, len(of_gamma), f"{of_gamma.sum(dtype=np.float64):.6g}", *shares])
+
+
+def share_of_hardest(loss: np.ndarray, share: float) -> float:
+    """Returns what part of the sum the largest `share` of the values has, in 0..1.
+
+    >>> share_of_hardest(np.array([1.0, 0.0, 3.0, 0.0]), 0.25)
+    0.75
+    """
+    number = max(1, round(share * len(loss)))
+    return float(np.sort(loss)[-number:].sum(dtype=np.float64) / loss.sum(dtype=np.float64))
+
+
+def cumulative(loss: np.ndarray) -> np.ndarray:
+    """Returns the sums of the smallest values, as shares of the whole sum, increasing to 1.
+
+    >>> cumulative(np.array([1.0, 0.0, 3.0, 0.0]))
+    array([0.  , 0.  , 0.25, 1.  ])
+    """
+    sums = np.sort(loss).cumsum(dtype=np.float64)
+    return sums / sums[-1]
+
+
+def draw(path: pathlib.Path, positives: np.ndarray, negatives: np.ndarray) -> None:
+    """Draws the cumulative distributions as the paper does."""
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, name, values in zip(panels, ("assigned", "background"), (positives, negatives), strict=True):
+        for gamma, of_gamma in zip(GAMMAS, values, strict=True):
+            sums = cumulative(of_gamma)
+            # Where the curve bends is at the end: points by rank, closer together there.
+            ranks = np.unique(np.round((1 - np.geomspace(1, 1 / len(sums), POINTS)) * len(sums)).astype(int))
+            ranks = np.union1d(ranks, np.linspace(0, len(sums) - 1, POINTS).astype(int))
+            axes.plot((ranks + 1) / len(sums), sums[ranks], label=f"$\\gamma$ = {gamma:g}")
+        axes.set(xlabel=f"share of {name} anchors, by their loss", title=f"{values.shape[1]:,} {name} anchors")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    panels[0].set_ylabel("share of the loss")
+    figure.savefig(path, dpi=110)
+
+
+def _losses_of_image(config: Any, model: Any, shape: tuple[int, int]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns a function from variables and an image to losses `[gammas, A]` and labels `[A]`."""
+    anchors_xyxy = np.concatenate(pyramid_anchors(shape, **prediction.anchor_settings(config)))
+    pixels = prediction.pixel_settings(config)
+
+    @jax.jit
+    def of_image(variables: Any, image: Any, size: Any, boxes: Any, labels: Any, is_crowd: Any, is_box: Any) -> Any:
+        logits, _ = model.apply(variables, normalize_images(image[None], size[None], **pixels), train=False)
+        targets: AnchorTargets = assign_anchors(
+            jnp.asarray(anchors_xyxy), boxes, labels, is_crowd, is_box, **config.matching
+        )
+        logits = jnp.concatenate(logits, axis=1)[0]
+        focal = losses.sigmoid_focal_loss_with_integer_labels
+        by_gamma = [
+            jax.vmap(functools.partial(focal, alpha=None, gamma=gamma))(logits, targets.labels) for gamma in GAMMAS
+        ]
+        return jnp.stack(by_gamma), targets.labels
+
+    return of_image
+
+
+def _padded(source: Any, count: int, height: int, width: int, max_boxes: int) -> Iterator[tuple[Any, ...]]:
+    for index in range(count):
+        example: Example = source[index]
+        image, size = resize_and_pad(example.image, height=height, width=width)
+        scale_y, scale_x = size[0] / example.image.shape[0], size[1] / example.image.shape[1]
+        N = min(max_boxes, len(example.labels))
+        boxes = np.zeros((max_boxes, 4), np.float32)
+        boxes[:N] = example.boxes_xyxy[:N] * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        labels = np.zeros(max_boxes, np.int32)
+        labels[:N] = example.labels[:N]
+        is_crowd = np.zeros(max_boxes, bool)
+        is_crowd[:N] = example.is_crowd[:N]
+        yield image, np.array(size, np.int32), boxes, labels, is_crowd, np.arange(max_boxes) < N
+
+
+if __name__ == "__main__":
+    main()
