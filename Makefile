@@ -1,10 +1,10 @@
-# make install | test | check | demo. Needs python3 (3.11 or newer) with venv, and nothing else.
+# make install | test | check | demo | docs. Needs python3 (3.11 or newer) with venv, and nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: install test check demo clean
+.PHONY: install test check demo docs clean
 
 install: $(VENV)/installed
 
@@ -32,5 +32,10 @@ demo: install
 	@echo "pictures: $(CURDIR)/$(DEMO)/predictions"
 	@echo "ground truth beside detections: $(CURDIR)/$(DEMO)/sheets_test; curves: $(CURDIR)/$(DEMO)/curves.png"
 
+# site/index.html is the first page; a link that leads nowhere, in the documents or the docstrings, is an error.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) $(DEMO) .cache
+	rm -rf site $(VENV) $(DEMO) .cache
