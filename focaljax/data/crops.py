@@ -11,9 +11,9 @@ import numpy as np
 Window = tuple[int, int, int, int]
 
 # What is asked of a crop: an object that it overlaps with at least this IoU. None: the crop is the whole image; 0.0:
-# any crop. Each is as likely as the others.
+# any crop. Each that can be met is as likely as the others.
 SSD_CHOICES = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
-# Crops are drawn until one is as asked, and so often at most; then the whole image is taken. SSD's authors draw 50.
+# So many crops are drawn, of which the first that is as asked is taken. SSD's authors draw 50.
 _TRIES = 50
 # Of each side, so that the area is a tenth of the image's at least.
 _SMALLEST_SIDE = math.sqrt(0.1)
@@ -47,32 +47,31 @@ def cropped_window(rng: np.random.Generator, window: Window, boxes_xyxy: np.ndar
     """Returns a random part of the window, as SSD crops: with one of `SSD_CHOICES`, drawn at random.
 
     Each side is between sqrt(0.1) and 1 of the window's, so that the area is between a tenth and all of it; one side is
-    at most twice the other; and where there are objects, the centre of one of them is inside. If 50 draws give no such
-    part, it is the whole window; so it is for an IoU where there is no object.
+    at most twice the other; and where there are objects, the centre of one of them is inside. A choice that none of 50
+    draws meets, such as an IoU where there is no object, leaves it to the other choices, as in the authors' code.
 
     Args:
         rng: as many numbers are drawn from it whatever comes out.
         window: to be cropped.
         boxes_xyxy: `[N, 4]`, the objects, without crowd regions; N may be 0.
     """
-    smallest_iou = SSD_CHOICES[rng.integers(len(SSD_CHOICES))]
-    draws = rng.random((_TRIES, 4))
-    if smallest_iou is None:
-        return window
+    choices, draws = rng.permutation(len(SSD_CHOICES)).tolist(), rng.random((_TRIES, 4))
     start, sides = np.array(window[:2]), np.array([window[2] - window[0], window[3] - window[1]])
     new_sides = np.maximum(1, np.rint(sides * (_SMALLEST_SIDE + draws[:, :2] * (1 - _SMALLEST_SIDE))))
     corners = start + np.floor(draws[:, 2:] * (sides - new_sides + 1))
     tries = np.concatenate([corners, corners + new_sides], axis=1)
     is_as_asked = new_sides.max(axis=1) <= _MOST_ELONGATED * new_sides.min(axis=1)
+    ious = np.zeros(_TRIES)
     if len(boxes_xyxy):
         is_as_asked &= _has_center(tries, boxes_xyxy).any(axis=1)
-        is_as_asked &= _pairwise_iou(tries, boxes_xyxy).max(axis=1) >= smallest_iou
-    else:
-        is_as_asked &= smallest_iou == 0
-    if not is_as_asked.any():
-        return window
-    x1, y1, x2, y2 = tries[is_as_asked.argmax()].astype(int).tolist()
-    return x1, y1, x2, y2
+        ious = _pairwise_iou(tries, boxes_xyxy).max(axis=1)
+    for smallest_iou in (SSD_CHOICES[choice] for choice in choices):
+        if smallest_iou is None:
+            break
+        if (is_chosen := is_as_asked & (ious >= smallest_iou)).any():
+            x1, y1, x2, y2 = tries[is_chosen.argmax()].astype(int).tolist()
+            return x1, y1, x2, y2
+    return window
 
 
 def boxes_in_window(boxes_xyxy: np.ndarray, is_crowd: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:

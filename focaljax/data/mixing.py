@@ -13,7 +13,7 @@ import numpy as np
 
 from focaljax.data.augmentation import Augmentation
 from focaljax.data.example import Example
-from focaljax.data.transforms import FILL, augment, generator_beside
+from focaljax.data.transforms import augment, fill_with_mean, generator_beside
 
 # Generators beside that of an image, by number. `augment` takes the next two after the one that it is given, hence the
 # gaps; the second image of a mixup has as many of its own.
@@ -96,7 +96,8 @@ def mosaic(
 
     The point is drawn from the middle half of the output. Each image is augmented by itself, at a scale from
     `augmentation.mosaic_scale`, cropped to its quarter and put at the point; where it is too small for its quarter, the
-    rest has the colour `FILL`. The idea is YOLOv4's (Bochkovskiy et al. 2020, https://arxiv.org/abs/2004.10934).
+    rest has the colour `focaljax.data.transforms.FILL`. The idea is YOLOv4's (Bochkovskiy et al. 2020,
+    https://arxiv.org/abs/2004.10934).
 
     Args:
         rng: decides everything. The first image's flips and colours are those that it has alone.
@@ -116,7 +117,7 @@ def mosaic(
         for side, draw in zip((height, width), generator_beside(rng, _POINT).random(2).tolist())
     )
     image = np.empty((height, width, 3), np.uint8) if out is None else out
-    image[...] = FILL
+    fill_with_mean(image)
     parts = []
     for index, (one_rng, example) in enumerate(zip(rngs, examples, strict=True)):
         is_top, is_left = index < 2, index % 2 == 0

@@ -22,7 +22,7 @@ _AREA_BELOW = 0.5
 # Sides may lose this many pixels to float32 rounding before they count as shorter than a pixel.
 _SIDE_TOLERANCE = 1e-3
 
-# The colour around an image in a window that reaches beyond it: the mean of ImageNet's, which the network sees as 0.
+# The colour where a window reaches beyond its image: the mean of ImageNet's, which the network sees as nearly 0.
 FILL = (124, 116, 104)
 
 # OpenCV's codes of flips left to right, upside down.
@@ -233,6 +233,12 @@ def augment(
     return dataclasses.replace(view, is_kept=is_kept)
 
 
+def fill_with_mean(image: np.ndarray) -> None:
+    """Writes the colour `FILL` into every pixel of an image, uint8 `[H, W, 3]`."""
+    image[0] = FILL
+    image[1:] = image[0]  # whole rows: a hundred times as fast as pixels
+
+
 def generator_beside(rng: np.random.Generator, number: int) -> np.random.Generator:
     """Returns a generator of other numbers, which follow from the state of this one; it draws nothing from it.
 
@@ -285,7 +291,7 @@ def _part(image: np.ndarray, part: Window, size: tuple[int, int], factor: float)
     if inside.shape[:2] == (y2 - y1, x2 - x1):
         return inside
     filled = np.empty((*size, 3), np.uint8)
-    filled[...] = FILL
+    fill_with_mean(filled)
     top, bottom = np.rint((rows - y1) * (size[0] / (y2 - y1))).astype(int).tolist()
     left, right = np.rint((columns - x1) * (size[1] / (x2 - x1))).astype(int).tolist()
     if top < bottom and left < right:

@@ -12,15 +12,15 @@ SIZE = st.tuples(st.integers(1, 300), st.integers(1, 300))
 
 
 class Choosing:
-    """A generator whose choice is the one with this smallest IoU."""
+    """A generator whose first choice is the one with this smallest IoU, and whose second is the whole image."""
 
     def __init__(self, smallest_iou, seed):
-        self._choice = SSD_CHOICES.index(smallest_iou)
+        self._choices = np.array([SSD_CHOICES.index(smallest_iou), SSD_CHOICES.index(None)])
         self._rng = np.random.default_rng(seed)
 
-    def integers(self, count):
+    def permutation(self, count):
         assert count == len(SSD_CHOICES)
-        return self._choice
+        return self._choices
 
     def random(self, shape):
         return self._rng.random(shape)
@@ -72,12 +72,21 @@ def test_crop_overlaps_an_object_as_much_as_is_asked_and_has_a_centre(smallest_i
     assert cropped >= (1 if smallest_iou == 0.9 else 50)
 
 
-def test_the_whole_window_is_one_of_seven_choices_as_likely_as_the_others():
-    boxes = np.array([[10, 10, 90, 90]], np.float32)
+@pytest.mark.parametrize(
+    ("boxes", "share"),
+    [
+        # 0.9 is met by 50 draws now and then, the six others nearly always.
+        (np.array([[10, 10, 90, 90]], np.float32), 1 / 6.5),
+        # No crop of a tenth of the image overlaps with a hundredth of it by 0.3: the whole, any, and now and then 0.1.
+        (np.array([[40, 40, 50, 50]], np.float32), 1 / 2),
+        # Without an object, the whole or any.
+        (NO_BOXES, 1 / 2),
+    ],
+)
+def test_each_choice_that_can_be_met_is_as_likely_as_the_others(boxes, share):
     rng = np.random.default_rng(0)
     whole = sum(cropped_window(rng, (0, 0, 100, 100), boxes) == (0, 0, 100, 100) for _ in range(700))
-    # 100 expected by the choice alone; some more where 50 draws give none for 0.9.
-    assert 70 < whole < 210
+    assert abs(whole / 700 - share) < 0.06  # three standard deviations
     assert cropped_window(Choosing(None, 0), (-5, 0, 100, 100), boxes) == (-5, 0, 100, 100)
 
 
