@@ -9,7 +9,11 @@ detectron2.
 Command: focaljax train --config configs/coco_r50_600.py --workdir runs/coco_r50_600 --config.model.dtype=bfloat16
 On a pod, and the experiments that start from it: docs/pods.md, experiments/.
 
-Published: AP 34.0 (table 1b), 34.3 (table 1e).
+Published: AP 34.0 (table 1b), 34.3 (table 1e). By size and depth (table 1e), each with --config.data.image_size=...
+and for ResNet-101 --config.model.backbone=resnet101 --config.init.weights=resnet101-63fe2227.pth:
+    image_size    '(400, 667)'  '(500, 833)'  (600, 1000)  '(700, 1167)'  '(800, 1333)'
+    ResNet-50     30.5          32.5          34.3         35.1           35.7
+    ResNet-101    31.9          34.4          36.0         37.1           37.8, configs/coco_r101_800.py
 Planned, not measured.
 """
 

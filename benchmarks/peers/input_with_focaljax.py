@@ -8,11 +8,11 @@ import simplejpeg
 from input_files import BATCH, BATCHES_A_CALL, document, endless_batches, parse_name, summary
 from input_on_host import OnHost
 
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.cache import CachedSource
 from focaljax.data.coco import AnnotatedImages
 from focaljax.data.pipeline import evaluation_batches, training_batches
 from focaljax.data.subset import FirstImages
-from focaljax.data.transforms import Augmentation
 
 PACKAGES = ("focaljax", "grain", "numpy", "opencv-python-headless", "simplejpeg")
 # 0.9 MB each, of 640 x 480 pixels.

@@ -19,11 +19,11 @@ from focaljax.cli.console import track
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import anchor_settings, compiled_predict_step, pixel_settings
 from focaljax.data import pipeline
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.cache import CachedSource
 from focaljax.data.deadline import with_deadline
 from focaljax.data.example import Source
 from focaljax.data.subset import FirstImages
-from focaljax.data.transforms import Augmentation
 from focaljax.losses import INITIAL_EMA_NORMALIZER
 from focaljax.models.resnet import frozen_parameters
 from focaljax.models.retinanet import RetinaNet
@@ -150,14 +150,15 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
 def training_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[pipeline.Batch]:
     """Returns this host's share of the training batches from `start_step` on."""
     height, width = config.data.image_size
+    augmentation = Augmentation(**config.augment)
     batches = pipeline.training_batches(
         source,
         batch_size=config.optim.batch_size,
         height=height,
         width=width,
-        max_boxes=config.data.max_boxes or max(1, source.max_boxes),
+        max_boxes=config.data.max_boxes or max(1, source.max_boxes * augmentation.images_in_view),
         seed=config.seed,
-        augmentation=Augmentation(**config.augment),
+        augmentation=augmentation,
         start_step=start_step,
         num_threads=config.data.num_threads or None,
         shard=(jax.process_index(), jax.process_count()),

@@ -64,14 +64,16 @@ def default_config() -> ConfigDict:
     data.pixel_std = (58.395, 57.12, 57.375)  # divides
     data.channel_order = "rgb"  # in which the network takes the channels; or 'bgr'
     data.image_size = (600, 600)  # height, width: images are resized to fit and padded
-    data.max_boxes = 0  # rows for the boxes of an image; 0: as many as the fullest training image has
+    # Rows for the boxes of an image; 0: as many as the fullest training image has, with mosaic four times and with
+    # mixup twice as many. Where there are more boxes, the largest stay, and that is reported.
+    data.max_boxes = 0
     data.num_threads = 0  # that read images; 0: as many as there are cores
     data.timeout = 600.0  # seconds; a batch that takes longer is an error: a file hangs
     # A folder for the decoded images, three bytes a pixel, so that no epoch but the first decodes; one for each data
     # set, in memory or on a fast disk; '': none. They are kept resized unless `augment` changes scale or colours.
     data.cache = ""
 
-    augment = config.augment = ConfigDict()
+    augment = config.augment = ConfigDict()  # docs/augmentation.md
     augment.horizontal_flip = 0.5  # probability
     augment.vertical_flip = 0.0
     augment.scale = (1.0, 1.0)  # range of the random scale, relative to the size that fits; above 1 crops
@@ -80,6 +82,17 @@ def default_config() -> ConfigDict:
     augment.contrast = 0.0
     augment.saturation = 0.0
     augment.hue = 0.0  # 0.1: up to 0.1 of a turn
+    # Multi-scale: pixels of which the shorter side gets one at random, such as (640, 672, 704, 736, 768, 800), unless
+    # the longer side would be more than `longest_side` or not fit data.image_size; (): `scale` instead.
+    augment.short_sides = ()
+    augment.longest_side = 1333
+    augment.ssd_expand = 0.0  # probability of SSD's zoom-out
+    augment.ssd_expand_max = 4.0  # its largest factor
+    augment.ssd_crop = 0.0  # probability of SSD's random crop
+    augment.mosaic = 0.0  # probability of a mosaic of four images
+    augment.mosaic_scale = (0.5, 1.0)  # as `scale`, of the images in it
+    augment.mixup = 0.0  # probability that two images are blended
+    augment.mixup_alpha = 32.0  # their weights are from Beta(alpha, alpha)
 
     # A new run starts with the weights in this file instead of random ones: a detector or a backbone of torchvision,
     # detectron2 or focaljax (.safetensors, .npz, .pth, .pkl), relative to the working directory; '': none.

@@ -50,6 +50,7 @@ from focaljax.cli.config import load_config, parse_flags, split_config_flags
 from focaljax.cli.console import duration, say
 from focaljax.cli.main import UsageError
 from focaljax.cli.plan_targets import Target, target_of, topology_of
+from focaljax.data.augmentation import Augmentation
 from focaljax.training.plan import (
     DoesNotFitError,
     Program,
@@ -265,7 +266,9 @@ def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
 
 
 def _most_boxes(config: ConfigDict) -> int:
-    return config.data.shapes.objects if config.data.source == "shapes" else _BOXES
+    if config.data.source != "shapes":
+        return _BOXES
+    return config.data.shapes.objects * Augmentation(**config.augment).images_in_view
 
 
 def _number_of_classes(config: ConfigDict) -> int:

@@ -16,10 +16,12 @@ import cv2
 import grain
 import numpy as np
 
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.cache import CachedSource
 from focaljax.data.example import DataError, Example, Source, UnreadableImageError
+from focaljax.data.mixing import training_view
 from focaljax.data.report import DataReport
-from focaljax.data.transforms import Augmentation, augment, resize_and_pad
+from focaljax.data.transforms import resize_and_pad
 
 Batch = dict[str, np.ndarray]
 
@@ -51,15 +53,16 @@ def training_batches(
     Every epoch holds every image once, in an order and with an augmentation of its own; a batch may span two epochs.
     The batch of a step is the same whichever step the iterator started from. An image that cannot be read is replaced
     by the next readable one of the source; an image with more than N = `max_boxes` boxes in view keeps the N largest,
-    crowd regions last. Both are logged once per image to the logger `focaljax.data` and added to `source.report`.
+    crowd regions last. Both are logged once per image to the logger `focaljax.data` and added to `source.report`; of
+    images made of several, too many boxes once for all.
 
     Args:
         source: the images and their boxes.
         batch_size: number of images B of the global batch, over all hosts.
         height, width: shape of the images that come out, in pixels.
-        max_boxes: N, rows for boxes; `source.max_boxes` keeps all.
+        max_boxes: N, rows for boxes; `source.max_boxes * augmentation.images_in_view` keeps all.
         seed: at least 0; decides order and augmentation.
-        augmentation: what may be changed at random; see `focaljax.data.transforms.augment`.
+        augmentation: what may be changed at random; see `focaljax.data.mixing.training_view`.
         start_step: the step, counted from 0, whose batch comes first.
         num_threads: threads that each read whole batches; None for one a CPU core, 0 to read in the caller's thread.
         prefetch: batches that are read ahead; never fewer than there are threads. They are held in memory.
@@ -75,7 +78,7 @@ def training_batches(
         - `labels`: int32 `[B, N]`, class in 0..K-1; -1 in rows without a box.
         - `is_crowd`: bool `[B, N]`.
         - `is_box`: bool `[B, N]`, the row holds a box (crowd regions included).
-        - `image_id`: int64 `[B]`.
+        - `image_id`: int64 `[B]`; of an image made of several, the first one's.
         - `original_size`: int32 `[B, 2]`, height and width of the source image.
         - `is_valid`: bool `[B]`, always True here.
 
@@ -189,21 +192,18 @@ class _ReadTrainingBatch:
         }
         for row, (index, key) in enumerate(plan.tolist()):
             example = self._read_next_readable(index)
-            view = augment(
+            view = training_view(
                 np.random.Generator(np.random.Philox(key=key)),
-                example.image,
-                example.boxes_xyxy,
-                example.is_crowd,
+                example,
+                self._draw_example,
                 augmentation=self._augmentation,
                 height=self._height,
                 width=self._width,
-                fitted_from=example.fitted_from,
                 out=batch["image"][row],
             )
-            boxes, labels, is_crowd = view.boxes_xyxy, example.labels[view.is_kept], example.is_crowd[view.is_kept]
+            boxes, labels, is_crowd = view.boxes_xyxy, view.labels, view.is_crowd
             if len(boxes) > N:
-                kind = f"more than {N} boxes: the {N} largest kept, crowd regions last"
-                self._findings.add(kind, example.file_name, example.image_id)
+                self._report_too_many(example, view.images)
                 kept = _largest(boxes, is_crowd, N)
                 boxes, labels, is_crowd = boxes[kept], labels[kept], is_crowd[kept]
             _describe(batch, row, example, view.size)
@@ -213,6 +213,17 @@ class _ReadTrainingBatch:
             batch["is_crowd"][row, :count] = is_crowd
             batch["is_box"][row, :count] = True
         return batch
+
+    def _draw_example(self, rng: np.random.Generator) -> Example:
+        return self._read_next_readable(int(rng.integers(len(self._source))))
+
+    def _report_too_many(self, example: Example, images: int) -> None:
+        where = "" if images == 1 else " in a mosaic or mixup"
+        kind = f"more than {self._max_boxes} boxes{where}: the {self._max_boxes} largest kept, crowd regions last"
+        if images == 1:
+            self._findings.add(kind, example.file_name, example.image_id)
+        else:  # which images meet is chance: nearly all would be named sooner or later
+            self._findings.add(kind, "various images")
 
     def _read_next_readable(self, index: int) -> Example:
         tries = min(MAX_UNREADABLE_IN_A_ROW, len(self._source))

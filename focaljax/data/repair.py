@@ -215,7 +215,8 @@ def read_image_entries(
     name that leads out of the images folder.
 
     Args:
-        images: a document's list of `{"id", "file_name", "height", "width"}`.
+        images: a document's list of `{"id", "file_name", "height", "width"}`; in place of `file_name` there may be
+            LVIS's `coco_url`, of which the last folder and the name count.
         where: the document, for messages.
         report: takes the findings.
     """
@@ -224,7 +225,7 @@ def read_image_entries(
     for image in images:
         entry = image if isinstance(image, dict) else {}
         image_id: Any = entry.get("id")
-        file_name = entry.get("file_name")
+        file_name = entry.get("file_name") or _file_of_url(entry.get("coco_url"))
         if not _is_id(image_id) or not isinstance(file_name, str) or not file_name:
             name = file_name if isinstance(file_name, str) and file_name else where
             report.add("image entry without an integer id and a file name: skipped", name)
@@ -239,6 +240,11 @@ def read_image_entries(
             height, width = _pixels(entry.get("height")), _pixels(entry.get("width"))
             entries[image_id] = ImageEntry(image_id, file_name, (height, width) if height and width else None)
     return list(entries.values()), skipped - entries.keys()
+
+
+def _file_of_url(url: Any) -> str | None:
+    """Returns folder and name of a file of COCO by its address, which is what LVIS has in place of a file name."""
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
 
 
 def leaves_folder(file_name: str) -> bool:

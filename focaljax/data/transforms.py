@@ -1,4 +1,4 @@
-"""Resizing, flips, scale jitter and colour jitter of one image and its boxes, on the host.
+"""Resizing, flips, scale jitter and crops of one image and its boxes, on the host.
 
 Numpy arrays in and out; whatever is random is a pure function of the `np.random.Generator` that is passed. Images are
 uint8 `[H, W, 3]`, RGB. Boxes are `[N, 4]` xyxy in pixels, with edges at 0 and W (H): a box around a whole image is
@@ -6,11 +6,14 @@ uint8 `[H, W, 3]`, RGB. Boxes are `[N, 4]` xyxy in pixels, with edges at 0 and W
 """
 
 import dataclasses
-import math
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
+from focaljax.data.augmentation import Augmentation
+from focaljax.data.checks import check_boxes, check_image, checked_scale_range
+from focaljax.data.colors import color_jitter
+from focaljax.data.crops import Window, boxes_in_window, cropped_window, expanded_window
 
 # Below this factor a bilinear sample skips source pixels altogether, so averaging is worth its cost (about 1 ms for a
 # 640x480 image; bilinear takes 0.1 to 0.4 ms).
@@ -19,63 +22,11 @@ _AREA_BELOW = 0.5
 # Sides may lose this many pixels to float32 rounding before they count as shorter than a pixel.
 _SIDE_TOLERANCE = 1e-3
 
-# RGB to YIQ (NTSC). The last two rows sum to 0, so a turn of (I, Q) leaves greys as they are, and Y is the luma.
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-_YIQ_INVERSE = np.linalg.inv(_YIQ)
-_LUMA = _YIQ[0]
+# The colour where a window reaches beyond its image: the mean of ImageNet's, which the network sees as nearly 0.
+FILL = (124, 116, 104)
 
 # OpenCV's codes of flips left to right, upside down.
 _FLIP_CODES = {(True, False): 1, (False, True): 0, (True, True): -1}
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """How a training image may be changed; every random choice is made afresh each time that an image is read.
-
-    The defaults flip half of the images left to right and change nothing else.
-
-    Attributes:
-        horizontal_flip: probability of a left-right flip, in 0..1.
-        vertical_flip: probability of an upside-down flip, in 0..1.
-        scale: smallest and largest scale relative to the size that just fits the output, `0 < smallest <= largest`.
-        min_visible: the share of a box's area, in 0..1, that a crop must leave for the box to stay.
-        brightness, contrast, saturation: each factor is drawn from `1 - value .. 1 + value`, value in 0..1.
-        hue: the hue is turned by a share of the full circle drawn from `-hue .. hue`, hue in 0..0.5.
-
-    Raises:
-        ValueError: a value is not a number in its range.
-
-    >>> Augmentation(scale=(0.8, 1.25), brightness=0.2).horizontal_flip
-    0.5
-    >>> Augmentation(hue=2)
-    Traceback (most recent call last):
-    ...
-    ValueError: augmentation: hue must be a number in 0..0.5, got 2.
-    """
-
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    min_visible: float = 0.25
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-
-    @property
-    def flips_only(self) -> bool:
-        """Whether the image that just fits is all that is needed of an image: no other scale, no other colours."""
-        return self.scale == (1.0, 1.0) and not (self.brightness or self.contrast or self.saturation or self.hue)
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "scale":
-                object.__setattr__(self, "scale", _scale_range("augmentation: scale", value))
-                continue
-            upper = 0.5 if field.name == "hue" else 1.0
-            if not _is_number(value) or not 0 <= value <= upper:
-                raise ValueError(f"augmentation: {field.name} must be a number in 0..{upper:g}, got {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +70,7 @@ def resize_and_pad(
     >>> size, int(padded[31, 63, 0]), int(padded[32, 63, 0])
     ((32, 64), 255, 0)
     """
-    _check_image(image)
+    check_image(image)
     old_size = image.shape[0], image.shape[1]
     factor = _fit_factor(old_size, height, width)
     size = _resized_size(old_size, old_size, factor, height, width)
@@ -135,8 +86,10 @@ def random_scale_and_crop(
     height: int,
     width: int,
     scale_range: tuple[float, float],
+    fit: tuple[int, int] | None = None,
     min_visible: float = 0.25,
     flips: tuple[bool, bool] = (False, False),
+    window: Window | None = None,
     fitted_from: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> ScaledCrop:
@@ -159,9 +112,11 @@ def random_scale_and_crop(
         is_crowd: bool `[N]`; None if no box is a crowd region.
         height, width: shape of the result, in pixels.
         scale_range: smallest and largest scale; (1, 1) gives the same image as `resize_and_pad`.
+        fit: the height and width that an image at scale 1 just fits; None: `height` and `width`.
         min_visible: share of a box's area that must stay visible, in 0..1.
         flips: whether image and boxes are mirrored left to right, and upside down: x1 becomes W - x2, x2 becomes
             W - x1. The crop is one of the mirrored image; its pixels are mirrored last, after the resize.
+        window: of the image, and is taken for the whole of it; where it reaches beyond, it has the colour `FILL`.
         fitted_from: if `image` is the content that `resize_and_pad` makes of an image for this shape, the height and
             width of that image, in whose pixels the boxes are. The result is the same as for that image.
         out: uint8 `[height, width, 3]`, all zeros, to write the result into; None for a new array.
@@ -172,25 +127,28 @@ def random_scale_and_crop(
     Raises:
         ValueError: an argument has the wrong shape, dtype or range.
     """
-    _check(image, boxes_xyxy)
-    smallest, largest = _scale_range("scale_range", scale_range)
+    check_image(image)
+    check_boxes(boxes_xyxy, is_crowd)
+    smallest, largest = checked_scale_range("scale_range", scale_range)
     if not 0 <= min_visible <= 1:
         raise ValueError(f"min_visible must be in 0..1, got {min_visible!r}.")
-    if is_crowd is not None and is_crowd.shape != (len(boxes_xyxy),):
-        raise ValueError(f"is_crowd must have shape {(len(boxes_xyxy),)}, one entry a box, got {is_crowd.shape}.")
-    old_height, old_width = old_size = fitted_from or (image.shape[0], image.shape[1])
+    if window is None:
+        old_height, old_width = old_size = fitted_from or (image.shape[0], image.shape[1])
+    else:
+        old_height, old_width = old_size = window[3] - window[1], window[2] - window[0]
+        boxes_xyxy = boxes_xyxy - np.array(window[:2] * 2, np.float32)
     draw_scale, draw_y, draw_x = rng.random(3).tolist()
-    factor = _fit_factor(old_size, height, width) * (smallest + draw_scale * (largest - smallest))
+    factor = _fit_factor(old_size, *(fit or (height, width))) * (smallest + draw_scale * (largest - smallest))
     crop_height = min(old_height, max(1, round(height / factor)))
     crop_width = min(old_width, max(1, round(width / factor)))
     y = int(draw_y * (old_height - crop_height + 1))
     x = int(draw_x * (old_width - crop_width + 1))
     size = _resized_size(old_size, (crop_height, crop_width), factor, height, width)
     if fitted_from is None:
-        top = old_height - crop_height - y if flips[1] else y
-        left = old_width - crop_width - x if flips[0] else x
-        image = image[top : top + crop_height, left : left + crop_width]
-    elif image.shape[:2] != size or (smallest, largest) != (1, 1):
+        top = (old_height - crop_height - y if flips[1] else y) + (window[1] if window else 0)
+        left = (old_width - crop_width - x if flips[0] else x) + (window[0] if window else 0)
+        image = _part(image, (left, top, left + crop_width, top + crop_height), size, factor)
+    elif image.shape[:2] != size or (smallest, largest) != (1, 1) or window:
         raise ValueError(f"fitted_from {fitted_from} needs an image of {size} and scale (1, 1), got {image.shape[:2]}.")
     padded = _write_resized(image, size, factor, height, width, out, flips)
 
@@ -207,59 +165,6 @@ def random_scale_and_crop(
     return ScaledCrop(padded, boxes[is_kept], is_kept, np.array(size, np.int32))
 
 
-def color_jitter(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    *,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    hue: float = 0.0,
-) -> np.ndarray:
-    """Returns the image with its brightness, contrast, saturation and hue changed at random, in this order.
-
-    All four are linear in a pixel's (R, G, B), so they are one 3x4 matrix, applied and rounded once: brightness scales,
-    contrast moves away from the image's mean luma, saturation moves away from the pixel's luma, hue turns the pixel
-    about the grey axis of YIQ. This differs from torchvision's ColorJitter, which shifts the hue in HSV (there the luma
-    changes), clips after every step, and draws the order.
-
-    Args:
-        rng: four numbers are drawn from it, whatever the other arguments are.
-        image: uint8 `[H, W, 3]`.
-        brightness, contrast, saturation: each factor is drawn from `1 - value .. 1 + value`, value in 0..1.
-        hue: share of the full circle, in 0..0.5; the turn is drawn from `-hue .. hue`.
-
-    Returns:
-        A new uint8 `[H, W, 3]`; `image` itself if all four are 0.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or range.
-
-    >>> grey = np.full((2, 2, 3), 100, np.uint8)
-    >>> bool((color_jitter(np.random.default_rng(0), grey, saturation=1.0, hue=0.5) == grey).all())
-    True
-    """
-    _check_image(image)
-    ranges = (brightness, contrast, saturation, hue)
-    if not all(0 <= value <= most for value, most in zip(ranges, (1, 1, 1, 0.5))):
-        raise ValueError(f"brightness, contrast and saturation must be in 0..1 and hue in 0..0.5, got {list(ranges)}.")
-    draws = rng.uniform(-1.0, 1.0, 4)
-    if not any(ranges):
-        return image
-    draws *= ranges
-    bright, contrasted, saturated = 1.0 + draws[:3]
-    mean_luma = float(_LUMA @ cv2.mean(image)[:3])
-    angle = 2 * math.pi * draws[3]
-    cosine, sine = math.cos(angle), math.sin(angle)
-    turn = _YIQ_INVERSE @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ _YIQ
-    saturate = saturated * np.eye(3) + (1 - saturated) * _LUMA
-    matrix = np.empty((3, 4))
-    matrix[:, :3] = bright * contrasted * (turn @ saturate)
-    # Saturation and hue leave greys as they are, so contrast's grey offset passes through them unchanged.
-    matrix[:, 3] = (1 - contrasted) * bright * mean_luma
-    return cv2.transform(image, matrix.astype(np.float32))
-
-
 def augment(
     rng: np.random.Generator,
     image: np.ndarray,
@@ -270,9 +175,10 @@ def augment(
     height: int,
     width: int,
     fitted_from: tuple[int, int] | None = None,
+    mosaic_fit: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> ScaledCrop:
-    """Returns the image and boxes after flips, colour jitter, and scaling with crop and padding.
+    """Returns the image and boxes after flips, colour jitter, SSD's window, and scaling with crop and padding.
 
     Colour comes before the padding so that the padding stays 0. The same numbers are drawn whichever steps are switched
     on, so that a change of one setting leaves the draws of the others alone.
@@ -282,9 +188,10 @@ def augment(
         image: uint8 `[H, W, 3]`.
         boxes_xyxy: `[N, 4]` in pixels of `image`; N may be 0.
         is_crowd: bool `[N]`.
-        augmentation: probabilities and ranges.
+        augmentation: probabilities and ranges; what mixes images is not done here but in `focaljax.data.mixing`.
         height, width: shape of the result, in pixels.
         fitted_from: as in `random_scale_and_crop`, for an augmentation that `flips_only`.
+        mosaic_fit: for an image in a mosaic, height and width of the whole; its scale is `augmentation.mosaic_scale`.
         out: uint8 `[height, width, 3]`, all zeros, to write the image into; None for a new array.
 
     Returns:
@@ -293,22 +200,70 @@ def augment(
     Raises:
         ValueError: an argument has the wrong shape or dtype.
     """
+    check_boxes(boxes_xyxy, is_crowd)
     draw_horizontal, draw_vertical = rng.random(2).tolist()
+    window, size, is_inside = None, fitted_from or (image.shape[0], image.shape[1]), np.ones(len(boxes_xyxy), bool)
+    if augmentation.ssd_expand or augmentation.ssd_crop:
+        window = _ssd_window(generator_beside(rng, 1), size, boxes_xyxy[~is_crowd], augmentation)
+        size = window[3] - window[1], window[2] - window[0]
+        boxes_xyxy, is_inside = boxes_in_window(boxes_xyxy, is_crowd, window)
+    scale = augmentation.mosaic_scale if mosaic_fit else augmentation.scale
+    if augmentation.short_sides and not mosaic_fit:
+        short_side = generator_beside(rng, 2).choice(augmentation.short_sides)
+        scale = (_multi_scale(size, (height, width), short_side, augmentation.longest_side),) * 2
     colors = {name: getattr(augmentation, name) for name in ("brightness", "contrast", "saturation", "hue")}
     image = color_jitter(rng, image, **colors)
-    return random_scale_and_crop(
+    view = random_scale_and_crop(
         rng,
         image,
-        boxes_xyxy,
-        is_crowd,
+        boxes_xyxy[is_inside],
+        is_crowd[is_inside],
         height=height,
         width=width,
-        scale_range=augmentation.scale,
+        scale_range=scale,
+        fit=mosaic_fit,
         min_visible=augmentation.min_visible,
         flips=(draw_horizontal < augmentation.horizontal_flip, draw_vertical < augmentation.vertical_flip),
+        window=window,
         fitted_from=fitted_from,
         out=out,
     )
+    is_kept = is_inside.copy()
+    is_kept[is_inside] = view.is_kept
+    return dataclasses.replace(view, is_kept=is_kept)
+
+
+def fill_with_mean(image: np.ndarray) -> None:
+    """Writes the colour `FILL` into every pixel of an image, uint8 `[H, W, 3]`."""
+    image[0] = FILL
+    image[1:] = image[0]  # whole rows: a hundred times as fast as pixels
+
+
+def generator_beside(rng: np.random.Generator, number: int) -> np.random.Generator:
+    """Returns a generator of other numbers, which follow from the state of this one; it draws nothing from it.
+
+    Args:
+        rng: of a kind that jumps, such as Philox and PCG64.
+        number: from 1; other numbers are other generators.
+    """
+    return np.random.Generator(rng.bit_generator.jumped(number))  # type: ignore[attr-defined]
+
+
+def _ssd_window(
+    rng: np.random.Generator, size: tuple[int, int], boxes_xyxy: np.ndarray, augmentation: Augmentation
+) -> Window:
+    """Returns what SSD's zoom-out and crop, each with its probability, leave to be seen of an image of this size."""
+    draw_expand, draw_crop = rng.random(2).tolist()
+    window = expanded_window(rng, size, largest=augmentation.ssd_expand_max)
+    if draw_expand >= augmentation.ssd_expand:
+        window = (0, 0, size[1], size[0])
+    return cropped_window(rng, window, boxes_xyxy) if draw_crop < augmentation.ssd_crop else window
+
+
+def _multi_scale(size: tuple[int, int], shape: tuple[int, int], short_side: int, longest_side: int) -> float:
+    """Returns the scale, relative to what just fits the shape, of an image whose shorter side becomes `short_side`."""
+    factor = min(short_side / min(size), longest_side / max(size))
+    return min(1.0, factor / _fit_factor(size, *shape))
 
 
 def _fit_factor(size: tuple[int, int], height: int, width: int) -> float:
@@ -328,6 +283,27 @@ def _resized_size(
     )
 
 
+def _part(image: np.ndarray, part: Window, size: tuple[int, int], factor: float) -> np.ndarray:
+    """Returns a part of the image; where it reaches beyond the image, resized to `size` and filled up with `FILL`."""
+    x1, y1, x2, y2 = part
+    rows, columns = np.clip((y1, y2), 0, image.shape[0]), np.clip((x1, x2), 0, image.shape[1])
+    inside = image[rows[0] : rows[1], columns[0] : columns[1]]
+    if inside.shape[:2] == (y2 - y1, x2 - x1):
+        return inside
+    filled = np.empty((*size, 3), np.uint8)
+    fill_with_mean(filled)
+    top, bottom = np.rint((rows - y1) * (size[0] / (y2 - y1))).astype(int).tolist()
+    left, right = np.rint((columns - x1) * (size[1] / (x2 - x1))).astype(int).tolist()
+    if top < bottom and left < right:
+        new_size = right - left, bottom - top
+        filled[top:bottom, left:right] = cv2.resize(inside, new_size, interpolation=_interpolation(factor))
+    return filled
+
+
+def _interpolation(factor: float) -> int:
+    return cv2.INTER_AREA if factor < _AREA_BELOW else cv2.INTER_LINEAR
+
+
 def _write_resized(
     image: np.ndarray,
     size: tuple[int, int],
@@ -344,7 +320,7 @@ def _write_resized(
         raise ValueError(f"out must be contiguous uint8 of shape {(height, width, 3)}, got {out.dtype} {out.shape}.")
     target = out[: size[0], : size[1]]
     if image.shape[:2] != size:
-        interpolation = cv2.INTER_AREA if factor < _AREA_BELOW else cv2.INTER_LINEAR
+        interpolation = _interpolation(factor)
         if not any(flips):
             cv2.resize(image, size[::-1], dst=target, interpolation=interpolation)
             return out
@@ -369,25 +345,3 @@ def _flip_boxes(boxes_xyxy: np.ndarray, size: tuple[int, int], flips: tuple[bool
 def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     return sides[:, 0] * sides[:, 1]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _scale_range(name: str, value: Sequence[float]) -> tuple[float, float]:
-    is_pair = isinstance(value, Sequence) and len(value) == 2 and all(_is_number(number) for number in value)
-    if not is_pair or not 0 < value[0] <= value[1] < math.inf:
-        raise ValueError(f"{name} must be two numbers, 0 < smallest <= largest, such as (0.8, 1.25), got {value!r}.")
-    return float(value[0]), float(value[1])
-
-
-def _check_image(image: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"image must be a non-empty uint8 array of shape [H, W, 3], got {image.dtype} {image.shape}.")
-
-
-def _check(image: np.ndarray, boxes_xyxy: np.ndarray) -> None:
-    _check_image(image)
-    if boxes_xyxy.ndim != 2 or boxes_xyxy.shape[1] != 4:
-        raise ValueError(f"boxes_xyxy must have shape [N, 4] ((0, 4) without boxes), got {boxes_xyxy.shape}.")

@@ -15,6 +15,7 @@ from focaljax.cli.main import UsageError
 from focaljax.data.report import DataReport, Finding
 from focaljax.training import mesh as meshes
 from tests.cli.conftest import TINY
+from tests.data.test_pipeline import FakeSource
 
 OBJECT = (
     "<object><name>{name}</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object>"
@@ -60,6 +61,17 @@ def test_tfds_by_name_reads_a_prepared_data_set(data_root):
     part = build.make_source(config, "train")
     assert len(part) == len(drawn) // 2
     np.testing.assert_array_equal(part[0].boxes_xyxy, drawn[0].boxes_xyxy)
+
+
+@pytest.mark.parametrize(("mixing", "rows"), [({}, 3), ({"mosaic": 0.1}, 12), ({"mosaic": 0.1, "mixup": 0.1}, 24)])
+def test_there_are_rows_for_the_boxes_of_all_images_that_are_mixed(mixing, rows):
+    config = default_config()
+    config.data.image_size = (32, 32)
+    config.augment.update(mixing)
+    source = FakeSource(4)  # of at most three boxes
+    assert next(build.training_batches(config, source, 0))["boxes"].shape == (16, rows, 4)
+    config.data.max_boxes = 5
+    assert next(build.training_batches(config, source, 0))["boxes"].shape == (16, 5, 4)
 
 
 def test_limit_takes_the_first_images(data_root):

@@ -17,6 +17,7 @@ import pytest
 from focaljax.cli import build
 from focaljax.cli.config import default_config, differences
 from focaljax.data import coco
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.cache import CachedSource
 from focaljax.data.coco import AnnotatedImages
 from focaljax.data.deadline import StalledError
@@ -24,7 +25,6 @@ from focaljax.data.example import DataError, UnreadableImageError
 from focaljax.data.pipeline import evaluation_batches, training_batches
 from focaljax.data.subset import FirstImages
 from focaljax.data.tfds_source import TfdsSource
-from focaljax.data.transforms import Augmentation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = {"height": 40, "width": 48}

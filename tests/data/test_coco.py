@@ -71,6 +71,15 @@ def kinds(source):
     return [finding.kind for finding in source.report.findings]
 
 
+def test_address_of_an_image_stands_in_for_its_file_name_as_in_lvis(document, load):
+    for image in document["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/{load.folder.name}/{image.pop('file_name')}"
+    (load.folder.parent / "annotations.json").write_text(json.dumps(document))
+    source = CocoSource(load.folder.parent, load.folder.parent / "annotations.json")
+    assert [example.file_name for example in source] == [f"images/{name}.png" for name in "cab"]
+    assert not source.report.findings
+
+
 def test_images_come_in_file_order_with_their_boxes(document, load):
     source = load(document)
     assert len(source) == 3

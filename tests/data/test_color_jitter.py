@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from focaljax.data.transforms import color_jitter
+from focaljax.data.colors import color_jitter
 
 
 class FixedJitter:

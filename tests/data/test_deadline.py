@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.deadline import StalledError, with_deadline
 from focaljax.data.example import Example
 from focaljax.data.pipeline import training_batches
 from focaljax.data.report import DataReport
-from focaljax.data.transforms import Augmentation
 
 TINY = pathlib.Path(__file__).resolve().parents[1] / "cli" / "tiny.py"
 

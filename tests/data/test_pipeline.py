@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from focaljax.data import pipeline
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.example import DataError, Example, UnreadableImageError
 from focaljax.data.pipeline import evaluation_batches, training_batches
 from focaljax.data.report import DataReport
-from focaljax.data.transforms import Augmentation
 
 SIZE = {"height": 24, "width": 32}
 STILL = Augmentation(horizontal_flip=0.0)

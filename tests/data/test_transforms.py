@@ -5,13 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.resize import restore_boxes
-from focaljax.data.transforms import (
-    Augmentation,
-    augment,
-    random_scale_and_crop,
-    resize_and_pad,
-)
+from focaljax.data.transforms import augment, random_scale_and_crop, resize_and_pad
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 
