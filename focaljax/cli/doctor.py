@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     fit = examine_anchors(config, examined[0].name, examined[0].fitted)
     findings = all_findings(examined, fit, max_boxes=config.data.max_boxes)
     print_findings(findings, examined)
-    tables = all_tables(examined, fit, is_decoded=flag_values.pixels)
+    tables = all_tables(examined, fit)
     for table in tables:
         print_table(table)
     print_proposal(fit)

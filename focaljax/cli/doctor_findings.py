@@ -109,7 +109,7 @@ def _alike_images(splits: Sequence[ExaminedSplit]) -> Iterator[str]:
         for first, second in near_pairs([found.look for found in hashes])
         if hashes[first].pixels != hashes[second].pixels
     ]
-    yield from _by_splits("in", "pairs of images look almost the same {where} {splits}", pairs, places, splits)
+    yield from _by_splits("in", "x pair of images that look almost the same, {where} {splits}", pairs, places, splits)
 
 
 def _hashed(splits: Sequence[ExaminedSplit]) -> tuple[list[tuple[int, int]], list[ImageHash]]:
@@ -143,20 +143,20 @@ def _by_splits(
 def _absent_classes(splits: Sequence[ExaminedSplit]) -> Iterator[str]:
     """Yields the classes without an object in a split that has some of other classes."""
     for split in splits:
-        absent = np.flatnonzero(split.counts.objects_of_class == 0)
+        absent, names_of = np.flatnonzero(split.counts.objects_of_class == 0), split.boxes.class_names
         if len(absent):
-            names = [split.boxes.class_names[label] for label in absent]
-            yield f"{split.name}: {len(absent)} of {len(split.boxes.class_names)} classes have no object: {_first(names)}"
+            of_all = f"{len(absent)} of {len(names_of)} classes"
+            yield f"{split.name}: {of_all} have no object: {_first([names_of[label] for label in absent])}"
 
 
 def _lost_boxes(splits: Sequence[ExaminedSplit], max_boxes: int) -> Iterator[str]:
     """Yields whether `data.max_boxes` cuts off boxes of training images."""
     for split in splits:
-        fuller = np.flatnonzero(split.counts.boxes_of_image > max_boxes)
-        if split.name == "train" and max_boxes and len(fuller):
-            largest = int(split.counts.boxes_of_image.max())
+        boxes_of_image = np.bincount(split.fitted.image_index, minlength=1)
+        fuller, largest = int((boxes_of_image > max_boxes).sum()), int(boxes_of_image.max())
+        if split.name == "train" and max_boxes and fuller:
             yield (
-                f"train: {len(fuller)} images have more than data.max_boxes={max_boxes} boxes, the smallest of which "
+                f"train: {fuller} images have more than data.max_boxes={max_boxes} boxes, the smallest of which "
                 f"are left out: --config.data.max_boxes={largest}, or 0, keeps all"
             )
 

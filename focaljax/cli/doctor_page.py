@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from focaljax.cli.doctor_anchors import AnchorFit
 from focaljax.cli.doctor_findings import ExaminedSplit, Remark
-from focaljax.cli.doctor_tables import Table, pasted, verdict
+from focaljax.cli.doctor_tables import Table, not_looked_for, pasted, verdict
 from focaljax.data.report import printable
 from focaljax.evaluation.page import Page
 
@@ -40,10 +41,9 @@ def write_page(
     page = Page("Data doctor")
     page.code(printable("focaljax doctor " + " ".join(command)))
     page.section("Findings")
+    page.text(f"Findings: {len(findings) or 'none'}{not_looked_for(splits)}.")
     if findings:
         page.table(("mark", "finding"), [(finding.mark, printable(finding.text)) for finding in findings])
-    else:
-        page.text("None.")
     plots = {"classes": _plot_classes(splits), "boxes": _plot_boxes(splits)}
     if fit.after is not None:
         plots["anchors"] = _plot_anchors(fit)
@@ -94,10 +94,9 @@ def _plot_boxes(splits: Sequence[ExaminedSplit]) -> Figure:
     sides = [split.fitted.sides[~split.fitted.is_crowd] for split in splits]
     names = [split.name for split in splits]
     _histograms(left, [np.sqrt(of_split.prod(axis=1)) for of_split in sides], names)
-    left.set(xlabel="size (root of area), pixels", ylabel="share of objects", xscale="log")
+    left.set(xlabel="size (root of area), pixels", ylabel="share of objects")
     _histograms(right, [of_split[:, 0] / of_split[:, 1] for of_split in sides], names)
-    right.set(xlabel="height / width", xscale="log")
-    right.legend()
+    right.set(xlabel="height / width")
     return figure
 
 
@@ -110,21 +109,27 @@ def _histograms(axes, values: Sequence[np.ndarray], names: Sequence[str]) -> Non
     for place, (of_split, name) in enumerate(zip(values, names, strict=True)):
         weights = np.full(len(of_split), 1.0 / max(1, len(of_split)))
         axes.hist(of_split, bins, weights=weights, histtype="step", label=name, color=_COLOURS[place], linewidth=1.5)
+    axes.legend()
+    axes.set_xscale("log")
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2.0, 0.5)))
     axes.grid(alpha=0.3)
 
 
 def _plot_anchors(fit: AnchorFit) -> Figure:
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for place, (name, coverage) in enumerate((("the config's", fit.before), ("fitted", fit.after))):
+    coverages = {"the config's": fit.before, "fitted": fit.after}
+    most = max(coverage.positives.max() for coverage in coverages.values() if coverage is not None)
+    for place, (name, coverage) in enumerate(coverages.items()):
         if coverage is None:
             continue
         style = {"histtype": "step", "label": name, "color": _COLOURS[place], "linewidth": 1.5}
         left.hist(coverage.measured.best_iou[coverage.is_object], np.linspace(0.0, 1.0, 41), **style)
-        right.hist(coverage.positives, 40, **style)
+        right.hist(coverage.positives, np.linspace(0.0, most + 1.0, 41), **style)
     left.axvline(fit.positive_iou, color="#888888", linestyle=":", label="positive from here")
     left.set(xlabel="IoU of an object with its best anchor", ylabel="objects")
-    left.legend(loc="upper left")
+    left.legend()
     right.set(xlabel="assigned anchors an image", ylabel="images")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -28,9 +28,9 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def all_tables(splits: Sequence[ExaminedSplit], fit: AnchorFit, *, is_decoded: bool) -> list[Table]:
+def all_tables(splits: Sequence[ExaminedSplit], fit: AnchorFit) -> list[Table]:
     """Returns the tables in the order in which they are shown."""
-    tables = [_images(splits, is_decoded), _classes(splits), _boxes(splits)]
+    tables = [_images(splits), _classes(splits), _boxes(splits)]
     if fit.before.is_object.any():
         tables += [_anchors(fit), _levels(fit), _coverage_of_classes(fit)]
     return tables
@@ -40,28 +40,36 @@ def print_findings(findings: Sequence[Remark], splits: Sequence[ExaminedSplit]) 
     """Prints the findings, or that there are none."""
     console = rich.console.Console(highlight=False)
     names = ", ".join(f"{split.name} {len(split.boxes):,}" for split in splits)
-    console.print(rich.markup.escape(f"images: {names}; findings: {len(findings) or 'none'}"), soft_wrap=True)
+    console.print(f"images: {names}; findings: {len(findings) or 'none'}{not_looked_for(splits)}", soft_wrap=True)
     for finding in findings:
         colour = _COLOURS.get(finding.mark, "blue")
         text = rich.markup.escape(printable(finding.text))
         console.print(f"  [{colour}]{finding.mark:8}[/]{text}", soft_wrap=True)
 
 
+def not_looked_for(splits: Sequence[ExaminedSplit]) -> str:
+    """Returns what to add where no pixels were read, else nothing."""
+    return "" if splits[0].hashes is not None else "; no pixels were read: duplicate images were not looked for"
+
+
 def print_table(table: Table) -> None:
     """Prints a table; of a long one the first rows."""
-    shown = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, name in enumerate(table.header):
         shown.add_column(name, justify="right" if index else "left")
     for row in table.rows[:_MOST_ROWS]:
         shown.add_row(*(rich.markup.escape(printable(cell)) for cell in row))
     if len(table.rows) > _MOST_ROWS:
         shown.add_row(f"... {len(table.rows) - _MOST_ROWS} more")
-    rich.console.Console(highlight=False).print(shown)
+    console = rich.console.Console(highlight=False)
+    console.print(f"\n[bold]{rich.markup.escape(table.title)}[/]", soft_wrap=True)
+    console.print(shown)
 
 
 def print_proposal(fit: AnchorFit) -> None:
     """Prints the overrides that set the fitted anchors, and whether they are worth it."""
     if fit.after is not None:
+        say("")
         say(verdict(fit))
         say("  " + pasted(fit.overrides))
 
@@ -83,7 +91,7 @@ def pasted(overrides: Sequence[str]) -> str:
     return " ".join("{}='{}'".format(*override.split("=", 1)) for override in overrides)
 
 
-def _images(splits: Sequence[ExaminedSplit], is_decoded: bool) -> Table:
+def _images(splits: Sequence[ExaminedSplit]) -> Table:
     def row(name: str, value: Callable[[ExaminedSplit], object]) -> tuple[str, ...]:
         return (name, *(f"{value(split):,}" for split in splits))
 
@@ -97,20 +105,19 @@ def _images(splits: Sequence[ExaminedSplit], is_decoded: bool) -> Table:
         row("objects annotated twice", lambda split: len(split.duplicates)),
         row("repaired or left out", lambda split: len(split.report.findings)),
     ]
-    note = "" if is_decoded else " (no pixels read: duplicate images were not looked for)"
-    return Table(f"splits{note}", ("", *(split.name for split in splits)), rows)
+    return Table("splits", ("", *(split.name for split in splits)), rows)
 
 
 def _classes(splits: Sequence[ExaminedSplit]) -> Table:
     header = ["class"]
     for split in splits:
-        header += [f"{split.name} objects", "share", "images with"]
+        header += [f"{split.name} objects", "images"]
     rows = []
     for label in np.argsort(-splits[0].counts.objects_of_class, kind="stable").tolist():
         row = [splits[0].boxes.class_names[label]]
         for split in splits:
             of_class = int(split.counts.objects_of_class[label])
-            row += [f"{of_class:,}", f"{of_class / max(1, split.counts.objects):.1%}"]
+            row += [f"{of_class:,} ({of_class / max(1, split.counts.objects):.1%})"]
             row += [f"{split.counts.images_of_class[label]:,}"]
         rows.append(tuple(row))
     return Table("classes", tuple(header), rows)
@@ -121,13 +128,13 @@ def _boxes(splits: Sequence[ExaminedSplit]) -> Table:
     for split in splits:
         sides = split.fitted.sides[~split.fitted.is_crowd]
         for name, values in (
-            (f"{split.name}: size (root of area), px", np.sqrt(sides.prod(axis=1))),
-            (f"{split.name}: shorter side, px", sides.min(axis=1, initial=np.inf)),
-            (f"{split.name}: height / width", sides[:, 0] / sides[:, 1]),
+            (f"{split.name} size, px", np.sqrt(sides.prod(axis=1))),
+            (f"{split.name} shorter side, px", sides.min(axis=1, initial=np.inf)),
+            (f"{split.name} height / width", sides[:, 0] / sides[:, 1]),
         ):
-            rows.append((name, *(f"{value:.3g}" for value in mean_and_quantiles(values))))
+            rows.append((name, *("" if np.isnan(value) else f"{value:.3g}" for value in mean_and_quantiles(values))))
     header = ("", "mean", "smallest", "25%", "median", "75%", "largest")
-    return Table("boxes at data.image_size", header, rows)
+    return Table("boxes as the network sees them (size: root of the area)", header, rows)
 
 
 def _anchors(fit: AnchorFit) -> Table:
@@ -169,7 +176,9 @@ def _levels(fit: AnchorFit) -> Table:
     rows = []
     for place, level in enumerate(fit.levels):
         rows.append(_coverage_row(f"P{level}", coverage, coverage.is_object & (coverage.measured.best_level == place)))
-    return Table(_title(fit, "objects by the level of their best anchor"), _COVERAGE_HEADER, rows)
+    return Table(
+        _title(fit, "the config's anchors by level: objects whose best anchor is there"), _COVERAGE_HEADER, rows
+    )
 
 
 def _coverage_of_classes(fit: AnchorFit) -> Table:
@@ -178,10 +187,12 @@ def _coverage_of_classes(fit: AnchorFit) -> Table:
     shares = [coverage.is_missed[rows].mean() if rows.any() else -1.0 for rows in of_class]
     order = np.argsort(-np.array(shares), kind="stable").tolist()
     rows = [_coverage_row(names[label], coverage, of_class[label]) for label in order if shares[label] >= 0]
-    return Table(_title(fit, "objects by class, the most missed first"), ("class", *_COVERAGE_HEADER[1:]), rows)
+    return Table(
+        _title(fit, "the config's anchors by class, the most missed first"), ("class", *_COVERAGE_HEADER[1:]), rows
+    )
 
 
-_COVERAGE_HEADER = ("level", "objects", "missed", "share", "no anchor", "best IoU, median", "anchors each, mean")
+_COVERAGE_HEADER = ("level", "objects", "missed", "share", "no anchor", "median IoU", "anchors each")
 
 
 def _coverage_row(name: str, coverage: Coverage, rows: np.ndarray) -> tuple[str, ...]:
