@@ -22,6 +22,8 @@ _EXPECTED_SHARE = 0.9
 _LARGE_IMBALANCE = 10.0
 # Of the objects, without an anchor at the positive threshold.
 _MANY_MISSED = 0.02
+# Smaller objects, in strides of the finest level, often lie too far from any anchor's centre.
+_SMALL_STRIDES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +67,14 @@ def all_findings(splits: Sequence[ExaminedSplit], fit: AnchorFit, *, max_boxes: 
     """
     found = [Remark(FAULT, text) for split in splits for text in _faults_of(split)]
     found += [Remark(FAULT, text) for text in _equal_images(splits)]
-    found += [Remark(FAULT, text) for text in _absent_classes(splits)]
+    # Without training objects a class cannot be learnt, without others only not be measured.
+    found += [Remark(FAULT, text) for split in splits if split.name == "train" for text in _absent_classes(split)]
     found += [Remark(FAULT, text) for text in _lost_boxes(splits, max_boxes)]
+    found += [Remark(SUSPECT, text) for split in splits if split.name != "train" for text in _absent_classes(split)]
     found += [Remark(SUSPECT, text) for text in _alike_images(splits)]
     found += [Remark(SUSPECT, text) for text in _images_lacking_a_class(splits)]
     found += [Remark(HINT, text) for text in _anchor_hints(fit)]
-    found += [Remark(HINT, text) for split in splits for text in _hints_of(split)]
+    found += [Remark(HINT, text) for text in _hints_of(splits[0])]
     return found
 
 
@@ -136,17 +140,15 @@ def _by_splits(
         names = [splits[split].name for split in sorted({places[image][0] for image in group})]
         files = [splits[split].boxes.file_names[index] for split, index in (places[image] for image in group)]
         lines[" and ".join(names)].append(" = ".join(files[:_EXAMPLES]) + (" = ..." if len(files) > _EXAMPLES else ""))
-    for names, files in lines.items():
-        yield f"{len(files)} {text.format(where=where, splits=names)}: {_first(files)}"
+    for which, twins in lines.items():
+        yield f"{len(twins)} {text.format(where=where, splits=which)}: {_first(twins)}"
 
 
-def _absent_classes(splits: Sequence[ExaminedSplit]) -> Iterator[str]:
-    """Yields the classes without an object in a split that has some of other classes."""
-    for split in splits:
-        absent, names_of = np.flatnonzero(split.counts.objects_of_class == 0), split.boxes.class_names
-        if len(absent):
-            of_all = f"{len(absent)} of {len(names_of)} classes"
-            yield f"{split.name}: {of_all} have no object: {_first([names_of[label] for label in absent])}"
+def _absent_classes(split: ExaminedSplit) -> Iterator[str]:
+    absent, names = np.flatnonzero(split.counts.objects_of_class == 0), split.boxes.class_names
+    if len(absent):
+        of_all = f"{len(absent)} of {len(names)} classes"
+        yield f"{split.name}: {of_all} have no object: {_first([names[label] for label in absent])}"
 
 
 def _lost_boxes(splits: Sequence[ExaminedSplit], max_boxes: int) -> Iterator[str]:
@@ -184,6 +186,13 @@ def _anchor_hints(fit: AnchorFit) -> Iterator[str]:
             f"{fit.split}: {missed} of {objects} objects ({missed / objects:.1%}) have no anchor with an IoU of "
             f"{fit.positive_iou:g}; {unassigned} of them are assigned none at all"
         )
+        small = _SMALL_STRIDES * 2 ** min(fit.levels)
+        small_missed = int((np.sqrt(fit.boxes.sides.prod(axis=1)) < small)[fit.before.is_missed].sum())
+        if small_missed > missed / 2:
+            yield (
+                f"{fit.split}: {small_missed} of these {missed} are smaller than {small} px, {_SMALL_STRIDES} times "
+                "the finest level's stride: a larger data.image_size reaches more of them than other anchors"
+            )
     if fit.after is not None and fit.is_worth_a_change:
         yield (
             f"fitted anchors reach {fit.after.matched_share:.1%} of the objects, the config's "

@@ -75,10 +75,12 @@ def print_proposal(fit: AnchorFit) -> None:
 
 
 def verdict(fit: AnchorFit) -> str:
-    """Returns in a line what the fitted anchors are good for."""
+    """Returns in a line what the fitted anchors, which there are, are good for."""
+    assert fit.after is not None
+    before, after = f"{fit.before.matched_share:.1%}", f"{fit.after.matched_share:.1%}"
     if fit.is_worth_a_change:
-        return "anchors that fit better, as many as before:"
-    return "the config's anchors reach (almost) as many objects as fitted ones, which would be:"
+        return f"proposed: these anchors, as many as the config's, reach {after} of the objects, not {before}:"
+    return f"no other anchors are proposed: the config's reach {before} of the objects, these would reach {after}:"
 
 
 def pasted(overrides: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ def hash_image(image: np.ndarray) -> ImageHash:
         image: uint8 `[H, W, 3]`, RGB.
     """
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(image).data)
     grey = cv2.cvtColor(cv2.resize(image, _THUMBNAIL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
     bits = grey[:, :-1] > grey[:, 1:]
     return ImageHash(digest.digest(), int.from_bytes(np.packbits(bits).tobytes(), "big"))

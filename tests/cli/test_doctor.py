@@ -72,6 +72,7 @@ def seen(faulty, tmp_path_factory):
         "fault 1 x image stands in both train and val (leakage): 8.png = 1.png",
         "fault train: 1 of 3 classes have no object: <b>newt</b>",
         "fault train: 4 images have more than data.max_boxes=2 boxes",
+        "suspect val: 1 of 3 classes have no object: <b>newt</b>",
         "suspect 1 x pair of images that look almost the same, in train and val: 9.png = 2.png",
         "hint train: 1 of 20 images have no object",
         "hint train: classes are out of balance: 40 of cat, 4 of dog, 10 to 1",
@@ -92,7 +93,7 @@ def test_pasted_overrides_are_accepted_and_give_the_coverage_that_was_promised(s
     shown = capsys.readouterr().out
     (row,) = (line for line in shown.splitlines() if "with an anchor at IoU 0.5" in line)
     assert re.findall(r"[\d.]+%", row)[0] == after
-    assert "the config's anchors reach (almost) as many objects" in shown
+    assert "no other anchors are proposed" in shown
 
 
 def test_page_and_samples_are_whole(seen):
@@ -157,6 +158,17 @@ def test_crowd_regions_count_nowhere_in_the_coverage(tmp_path):
     assert fit.before.matched_share == 1.0
 
 
+def test_objects_too_small_for_the_finest_level_ask_for_a_larger_image(tmp_path, capsys):
+    boxes = [(image, 0, (5 + 9 * number, 5 + 7 * image, 4, 4)) for image in range(4) for number in range(5)]
+    write_coco(tmp_path / "train", [noise(seed) for seed in range(4)], boxes)
+    folders = [f"--config.data.train.images={tmp_path}/train/images"]
+    folders += [f"--config.data.train.annotations={tmp_path}/train/annotations.json"]
+    assert main(["doctor", *CONFIG, *folders]) == 0
+    assert "20 of these 20 are smaller than 16 px, 2 times the finest level's stride" in capsys.readouterr().out
+    assert main(["doctor", *CONFIG, *folders, "--config.data.image_size=(512, 512)"]) == 0
+    assert "finest level's stride" not in capsys.readouterr().out
+
+
 def test_shapes_have_no_faults(tiny, capsys):
     assert main(["doctor", *tiny]) == 0
     shown = capsys.readouterr().out
@@ -174,7 +186,7 @@ def test_blood_cells(shared_data, monkeypatch, capsys):
         assert re.search(rf"{split}: 1 x box of zero or negative area: dropped: \S+ \(image {image}", shown)
     assert re.search(r"15 of 364 images have no RBC, .*: 8 in train .*; 4 in val .*; 3 in test", shown)
     assert "in train and val: BloodImage_00038.jpg = BloodImage_00037.jpg" in shown
-    assert "the config's anchors reach (almost) as many objects" in shown
+    assert "no other anchors are proposed" in shown
 
 
 @pytest.mark.parametrize(
