@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from focaljax.cli.doctor_anchors import AnchorFit
 from focaljax.cli.doctor_findings import ExaminedSplit, Remark
@@ -84,7 +84,7 @@ def _plot_classes(splits: Sequence[ExaminedSplit]) -> Figure:
     axes.set_yticks(range(len(order)), names)
     axes.set(xlabel="share of the split's objects", ylim=(len(order) - 0.5, -0.5))
     axes.grid(alpha=0.3, axis="x")
-    axes.legend()
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(splits), frameon=False)
     return figure
 
 
@@ -111,8 +111,9 @@ def _histograms(axes, values: Sequence[np.ndarray], names: Sequence[str]) -> Non
         axes.hist(of_split, bins, weights=weights, histtype="step", label=name, color=_COLOURS[place], linewidth=1.5)
     axes.legend()
     axes.set_xscale("log")
-    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2.0, 0.5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 
 
