@@ -335,26 +335,9 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         UsageError: a setting has a value that a part does not accept.
     """
     try:
-        for name in ("image_size",):
-            size = config.data[name]
-            if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
-                raise ValueError(f"data.{name} must be (height, width) in whole pixels, got {size}")
-        for name in ("pixel_mean", "pixel_std"):
-            if len(config.data[name]) != 3 or (name == "pixel_std" and min(config.data[name]) <= 0):
-                raise ValueError(
-                    f"data.{name} must be three numbers in 0..255, of std above 0, got {config.data[name]}"
-                )
-        for setting in ("optim.steps", "optim.accumulate", "log.every", "eval.batch_size", "checkpoint.keep"):
-            group, key = setting.split(".")
-            if config[group][key] < 1:
-                raise ValueError(f"{setting} must be at least 1, got {config[group][key]}")
-        if config.data.timeout <= 0:
-            raise ValueError(f"data.timeout must be seconds above 0, got {config.data.timeout}")
-        if config.optim.learning_rate_batch < 0:
-            raise ValueError(f"optim.learning_rate_batch must be at least 0, got {config.optim.learning_rate_batch}")
+        check_numbers(config)
         meshes.check_batch_size(config.optim.batch_size, mesh, parts=config.optim.accumulate)
         meshes.check_batch_size(config.eval.batch_size, mesh)
-        Augmentation(**config.augment)
         optimizer, schedule = make_optimizer_and_schedule(config)
         model = make_model(config, num_classes=1)
         step = compiled_train_step(config, model, optimizer, schedule, mesh)
@@ -365,6 +348,30 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"config: {error}") from None
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Checks the settings whose range does not depend on data or devices.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    for name in ("image_size",):
+        size = config.data[name]
+        if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+            raise ValueError(f"data.{name} must be (height, width) in whole pixels, got {size}")
+    for name in ("pixel_mean", "pixel_std"):
+        if len(config.data[name]) != 3 or (name == "pixel_std" and min(config.data[name]) <= 0):
+            raise ValueError(f"data.{name} must be three numbers in 0..255, of std above 0, got {config.data[name]}")
+    for setting in ("optim.steps", "optim.accumulate", "log.every", "eval.batch_size", "checkpoint.keep"):
+        group, key = setting.split(".")
+        if config[group][key] < 1:
+            raise ValueError(f"{setting} must be at least 1, got {config[group][key]}")
+    if config.data.timeout <= 0:
+        raise ValueError(f"data.timeout must be seconds above 0, got {config.data.timeout}")
+    if config.optim.learning_rate_batch < 0:
+        raise ValueError(f"optim.learning_rate_batch must be at least 0, got {config.optim.learning_rate_batch}")
+    Augmentation(**config.augment)
 
 
 def example_batch(config: ConfigDict, keys: tuple[str, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:

@@ -14,6 +14,7 @@ VERBS = {
     "predict": "draw what a trained detector sees in images",
     "convert": "weights of torchvision, detectron2 or a run, read and written under other names",
     "sweep": "train the rows of a table, each with several seeds, and make the table",
+    "doctor": "what is wrong with a data set, what the anchors miss of it, and what would fit",
     "samples": "write images of a data set as files, with a COCO annotation file",
     "plan": "memory, arithmetic and communication of the train step, compiled for devices that need not be there",
     "bench": "speed of losses, training, input, suppression, evaluation and prediction, beside their peers",

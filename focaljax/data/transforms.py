@@ -21,6 +21,8 @@ _AREA_BELOW = 0.5
 
 # Sides may lose this many pixels to float32 rounding before they count as shorter than a pixel.
 _SIDE_TOLERANCE = 1e-3
+# Pixels; a training image keeps no box with a shorter side.
+SHORTEST_SIDE = 1 - _SIDE_TOLERANCE
 
 # The colour where a window reaches beyond its image: the mean of ImageNet's, which the network sees as nearly 0.
 FILL = (124, 116, 104)
@@ -72,9 +74,17 @@ def resize_and_pad(
     """
     check_image(image)
     old_size = image.shape[0], image.shape[1]
-    factor = _fit_factor(old_size, height, width)
-    size = _resized_size(old_size, old_size, factor, height, width)
-    return _write_resized(image, size, factor, height, width, out), size
+    size = fitted_size(old_size, height=height, width=width)
+    return _write_resized(image, size, _fit_factor(old_size, height, width), height, width, out), size
+
+
+def fitted_size(size: tuple[int, int], *, height: int, width: int) -> tuple[int, int]:
+    """Returns the height and width of the content that `resize_and_pad` makes of an image of this size, in pixels.
+
+    >>> fitted_size((100, 200), height=64, width=64)
+    (32, 64)
+    """
+    return _resized_size(size, size, _fit_factor(size, height, width), height, width)
 
 
 def random_scale_and_crop(
@@ -161,7 +171,7 @@ def random_scale_and_crop(
     boxes = (old_boxes - low) * np.array([scale_x, scale_y, scale_x, scale_y])
     boxes = np.minimum(np.maximum(boxes, 0), np.array([size[1], size[0]] * 2)).astype(np.float32)
     sides = boxes[:, 2:] - boxes[:, :2]
-    is_kept = is_visible & (np.minimum(sides[:, 0], sides[:, 1]) >= 1 - _SIDE_TOLERANCE)
+    is_kept = is_visible & (np.minimum(sides[:, 0], sides[:, 1]) >= SHORTEST_SIDE)
     return ScaledCrop(padded, boxes[is_kept], is_kept, np.array(size, np.int32))
 
 
