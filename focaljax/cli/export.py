@@ -14,8 +14,8 @@ Usage: focaljax export (--weights FILE | --workdir DIR) --out FILE [FLAGS] [IMAG
   --config.KEY=VALUE    with --workdir: overrides a setting of the groups `eval` and `data`, as for `focaljax predict`
   IMAGE                 up to 8 files or folders to check the file with (default: images that the program draws)
 
-Weights, normalisation and decoding are inside; the number of images is free. Beside FILE goes a .json with the same
-name: image size, classes, thresholds, versions. The file is run in a new process that has jax alone (a .onnx by
+Weights, normalisation and decoding are inside; the number of images is free. Beside FILE goes FILE.json: image size,
+classes, thresholds, versions. The file is run in a new process that has jax alone (a .onnx by
 onnxruntime) with one image and with several, and gets its name only if it finds what the detector finds.
 How to use the files: docs/export.md.
 
@@ -96,16 +96,16 @@ def main(arguments: Sequence[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     unchecked = out.with_name(f"{out.name}.unchecked")
     try:
+        about = _about(detector, image_size)
         if out.suffix == ".onnx":
-            details = _export_onnx(detector, unchecked, image_size, batches)
+            _export_onnx(detector, unchecked, image_size, batches)
         else:
-            details = _export_stablehlo(detector, unchecked, image_size, platforms, batches)
-        about = {**_about(detector, out, image_size), **details}
-        out.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+            about |= _export_stablehlo(detector, unchecked, image_size, platforms, batches)
+        _about_file(out).write_text(json.dumps(about, indent=2) + "\n")
         unchecked.replace(out)
     finally:
         unchecked.unlink(missing_ok=True)
-    say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB) and {out.with_suffix('.json').name}")
+    say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB) and {_about_file(out).name}")
     return 0
 
 
@@ -128,11 +128,6 @@ def _export_stablehlo(
         say(f"not checked: it is for {', '.join(platforms)}, and checks run on the CPU; add cpu to --platforms")
     return {
         "platforms": list(platforms),
-        "inputs": {"images": ["b", *image_size, 3], "sizes": ["b", 2]},
-        "outputs": {
-            name: [str(side) for side in array.shape]
-            for name, array in zip(sorted(OUTPUTS), program.out_avals, strict=True)
-        },
         "flip": detector.step_settings["flip"],
         "calling_convention_version": program.calling_convention_version,
     }
@@ -174,10 +169,8 @@ def _run_alone(path: pathlib.Path, batches: Sequence[Batch]) -> tuple[dict[str, 
             return {name: found[name] for name in found.files}, float(found["seconds"])
 
 
-def _export_onnx(
-    detector: Detector, path: pathlib.Path, image_size: tuple[int, int], batches: Sequence[Batch]
-) -> dict[str, Any]:
-    """Writes and checks the ONNX file; returns what is particular to it."""
+def _export_onnx(detector: Detector, path: pathlib.Path, image_size: tuple[int, int], batches: Sequence[Batch]) -> None:
+    """Writes and checks the ONNX file."""
     settings = {name: detector.step_settings[name] for name in ("anchors", "pixels", "softmax")}
     if detector.step_settings["flip"]:
         raise UsageError("--flip: a .onnx ends before the views are merged; leave it out, or set eval.tta_flip=false")
@@ -197,16 +190,15 @@ def _export_onnx(
         )
         check_anchors(differences)
         _say_compared(len(images), f"anchors, onnxruntime in {seconds:.1f} s", differences)
-    return {
-        "inputs": {"images": ["B", *image_size, 3], "sizes": ["B", 2]},
-        "outputs": {"boxes_xyxy": ["B", *boxes.shape[1:]], "scores": ["B", *scores.shape[1:]]},
-    }
 
 
-def _about(detector: Detector, out: pathlib.Path, image_size: tuple[int, int]) -> dict[str, Any]:
+def _about_file(out: pathlib.Path) -> pathlib.Path:
+    return out.with_name(f"{out.name}.json")
+
+
+def _about(detector: Detector, image_size: tuple[int, int]) -> dict[str, Any]:
     """Returns what a user of the file has to know."""
     return {
-        "file": out.name,
         "detector": detector.description,
         "image_size": list(image_size),
         "categories": [
@@ -265,7 +257,7 @@ def _destination(name: str, *, is_forced: bool) -> pathlib.Path:
     out = pathlib.Path(name)
     if out.suffix not in _NEEDS:
         raise UsageError(f"--out={out}: the name must end in .stablehlo or .onnx, which says what is written")
-    taken = [path for path in (out, out.with_suffix(".json")) if path.exists()]
+    taken = [path for path in (out, _about_file(out)) if path.exists()]
     if taken and not is_forced:
         raise UsageError(f"{taken[0]} exists already; --force overwrites it")
     packages, extra = _NEEDS[out.suffix]
