@@ -144,7 +144,7 @@ def compare_detections(expected: Mapping[str, np.ndarray], actual: Mapping[str, 
         )
         if sorted(mine[2]) != sorted(other[2]):
             raise ExportError(
-                f"the file was removed: in image {row + 1} of {len(expected['labels'])} it finds "
+                f"the exported file is wrong and was removed: in image {row + 1} of {len(expected['labels'])} it finds "
                 f"{len(other[2])} objects with the labels {_some(other[2])}, the detector {len(mine[2])} with "
                 f"{_some(mine[2])}"
             )
@@ -173,8 +173,9 @@ def _check(differences: Differences, box_tolerance: float, score_tolerance: floa
     # So that NaN fails.
     if not (differences.box <= box_tolerance and differences.score <= score_tolerance):
         raise ExportError(
-            f"the file was removed: its boxes differ from the detector's by up to {differences.box:.2g} px and its "
-            f"scores by up to {differences.score:.2g}; {box_tolerance:g} px and {score_tolerance:g} can be rounding"
+            f"the exported file is wrong and was removed: its boxes differ from the detector's by up to "
+            f"{differences.box:.2g} px and its scores by up to {differences.score:.2g}; {box_tolerance:g} px and "
+            f"{score_tolerance:g} can be rounding"
         )
 
 

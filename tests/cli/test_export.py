@@ -13,6 +13,7 @@ import pytest
 from focaljax import Detector
 from focaljax.cli import export
 from focaljax.cli.main import main
+from focaljax.data.images import decode_upright_image
 from focaljax.evaluation.drawing import write_image
 from focaljax.evaluation.export import ExportError
 from focaljax.models.variables import flatten_variables
@@ -128,7 +129,7 @@ def test_program_that_finds_something_else_leaves_no_file(weights, tmp_path, mon
     out = tmp_path / "model.stablehlo"
     out.write_bytes(b"mine")
     command = ["export", "--weights", weights, "--variant=tiny", "--image_size=64,80", "--out", str(out), "--force"]
-    fails(capsys, command, "the file was removed", code=1)
+    fails(capsys, command, "is wrong and was removed", code=1)
     # What was there before stays.
     assert [path.name for path in tmp_path.iterdir()] == ["model.stablehlo"]
     assert out.read_bytes() == b"mine"
@@ -195,13 +196,9 @@ def onnx_folder(tmp_path_factory, photo):
 
 
 def test_onnx_file_gives_every_anchor_and_the_example_of_the_page_runs(onnx_folder):
-    code = (
-        example("## With ONNX") + "\nnp.savez('found.npz', boxes=boxes[kept], scores=scores[kept], labels=labels[kept])"
-    )
-    printed = run_alone(code, onnx_folder).splitlines()
+    save = "\nnp.savez('found.npz', boxes=boxes[kept], scores=scores[kept], labels=labels[kept])"
+    printed = run_alone(example("## With ONNX") + save, onnx_folder).splitlines()
     detector = Detector.from_weights(onnx_folder / "resnet18.npz")
-    from focaljax.data.images import decode_upright_image
-
     path = onnx_folder / "fitting.jpg"
     image = decode_upright_image(path.read_bytes(), file_name=str(path), image_id=0)
     expected = detector.predict_views(image[None], np.array([[96, 64]], np.int32))

@@ -35,24 +35,27 @@ def batch(count):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("counts", "settings"),
     [
-        {"thresholds": {"max_detections": 20}},
-        {
-            "thresholds": {"max_detections": 60, "pre_nms_top_k": 50, "suppression": "gaussian"},
-            "flip": True,
-            "softmax": True,
-            "pixels": {"channel_order": "bgr"},
-        },
+        ((1, 5), {"thresholds": {"max_detections": 20}}),
+        (
+            (2,),
+            {
+                "thresholds": {"max_detections": 60, "pre_nms_top_k": 50, "suppression": "gaussian"},
+                "flip": True,
+                "softmax": True,
+                "pixels": {"channel_order": "bgr"},
+            },
+        ),
     ],
     ids=["plain", "flip"],
 )
-def test_program_does_what_the_prediction_step_does_for_any_number_of_images(settings):
+def test_program_does_what_the_prediction_step_does_for_any_number_of_images(counts, settings):
     model, variables = small_detectors.tiny(), small_detectors.tiny_variables()
     step = make_predict_step(model, anchors=ANCHORS, **settings)
     program = export_detector(step, variables, image_size=SIZE, platforms=("cpu", "tpu"))
     assert program.platforms == ("cpu", "tpu")
-    for count in (1, 5):
+    for count in counts:
         images, sizes = batch(count)
         actual = jax.jit(program.call)(images, sizes)
         expected = jax.jit(step)(variables, {"image": images, "size": sizes})
@@ -91,8 +94,9 @@ def test_candidates_of_the_detector_are_among_the_anchors(softmax):
 def test_scores_of_anchors_are_in_the_order_of_the_anchors():
     model, variables = small_detectors.tiny(), small_detectors.tiny_variables()
     images, sizes = batch(1)
-    boxes, scores = make_anchor_step(model, anchors=ANCHORS)(variables, images, sizes)
-    logits, deltas = model.apply(variables, normalize_images(images, sizes), train=False)
+    boxes, scores = jax.jit(make_anchor_step(model, anchors=ANCHORS))(variables, images, sizes)
+    outputs = jax.jit(lambda variables: model.apply(variables, normalize_images(images, sizes), train=False))
+    logits, deltas = outputs(variables)
     first = [level[0] for level in logits], [level[0] for level in deltas], pyramid_anchors(SIZE, **ANCHORS)
     best = candidates(*[levels[:1] for levels in first], sizes[0], pre_nms_top_k=1)
     anchor = np.argmax(np.max(scores[0, : logits[0].shape[1]], axis=1))
