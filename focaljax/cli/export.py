@@ -55,8 +55,7 @@ from focaljax.evaluation.export import (
     PLATFORMS,
     Differences,
     ExportError,
-    check_anchors,
-    check_detections,
+    check_differences,
     compare_detections,
     export_detector,
     make_anchor_step,
@@ -143,7 +142,7 @@ def _check_stablehlo(detector: Detector, path: pathlib.Path, batches: Sequence[B
             {name: np.asarray(getattr(expected, name)) for name in OUTPUTS},
             {name: found[f"{name}_{index}"] for name in OUTPUTS},
         )
-        check_detections(differences)
+        check_differences(differences)
         _say_compared(len(images), "objects", differences)
         if not differences.count:
             say("nothing was found, so little was compared: name images with objects that the detector knows")
@@ -188,7 +187,7 @@ def _export_onnx(detector: Detector, path: pathlib.Path, image_size: tuple[int, 
             box=float(np.max(np.abs(boxes - expected[0]))),
             score=float(np.max(np.abs(scores - expected[1]))),
         )
-        check_anchors(differences)
+        check_differences(differences)
         _say_compared(len(images), f"anchors, onnxruntime in {seconds:.1f} s", differences)
 
 

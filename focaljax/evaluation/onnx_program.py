@@ -32,6 +32,8 @@ def write_onnx(
         ModuleNotFoundError: jax2onnx or a package of its is not installed.
     """
     import jax2onnx
+    import onnx_ir
+    from onnx_ir.passes.common import DeduplicateHashedInitializersPass
 
     # It warns of shapes that the file says all the same.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
@@ -43,10 +45,13 @@ def write_onnx(
         jax.ShapeDtypeStruct(("B", *image_size, 3), np.uint8),
         jax.ShapeDtypeStruct(("B", 2), np.int32),
     ]
-    model = jax2onnx.to_onnx(
+    made = jax2onnx.to_onnx(
         decode, arguments, model_name="focaljax", input_names=list(INPUTS), output_names=list(OUTPUTS)
     )
-    path.write_bytes(model.SerializeToString())
+    model = onnx_ir.from_proto(made)
+    # The heads' weights come once for each level.
+    DeduplicateHashedInitializersPass()(model)
+    path.write_bytes(onnx_ir.to_proto(model).SerializeToString())
 
 
 def run_onnx(path: pathlib.Path, images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

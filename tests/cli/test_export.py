@@ -212,6 +212,11 @@ def test_onnx_file_gives_every_anchor_and_the_example_of_the_page_runs(onnx_fold
         assert apart.min() < 0.05
 
 
+def test_onnx_file_holds_the_weights_once(onnx_folder):
+    weights, file = ((onnx_folder / name).stat().st_size for name in ("resnet18.npz", "model.onnx"))
+    assert 0.9 * weights < file < 1.02 * weights
+
+
 def test_onnx_file_has_one_view(onnx_folder, capsys):
     command = ["export", "--weights", str(onnx_folder / "resnet18.npz"), "--image_size=96,64", "--flip"]
     fails(capsys, [*command, "--out", str(onnx_folder / "flipped.onnx")], "--flip")
