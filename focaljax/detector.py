@@ -13,7 +13,8 @@ import numpy as np
 from focaljax.data.coco_categories import BY_CATEGORY_ID, CATEGORY_IDS, WITHOUT_GAPS
 from focaljax.data.files import read_regular_file
 from focaljax.data.images import decode_upright_image
-from focaljax.data.views import MakeView, shortest_edge_view, view_batches
+from focaljax.data.views import MakeView, View, shortest_edge_view, view_batches
+from focaljax.detection import Detections
 from focaljax.evaluation.detections import ImageDetections
 from focaljax.evaluation.inference import THRESHOLDS, VIEW_KEYS, TestTimeAugmentation, make_predict_step
 from focaljax.evaluation.prediction import predict_batches
@@ -45,6 +46,9 @@ class Detector:
         category_ids: K COCO category ids, in label order.
         description: what the detector is, one line.
         batch_size: images in a batch.
+        model: the network.
+        step_settings: the arguments of `make_predict_step` besides it.
+        scales: factors on the usual size of an image, one view each.
 
     Example:
         >>> detector = Detector.from_weights("retinanet.safetensors")  # doctest: +SKIP
@@ -100,13 +104,18 @@ class Detector:
         meshes.check_batch_size(self.batch_size, self._mesh)
         self.class_names, self.category_ids = tuple(class_names), tuple(category_ids)
         self.description = description
-        self._make_view = make_view
-        self._scales = (tta or TestTimeAugmentation()).scales
+        tta = tta or TestTimeAugmentation()
+        self._make_view, self.scales = make_view, tta.scales
         self._variables = jax.device_put(variables, meshes.replicated(self._mesh))
-        flip = tta is not None and tta.flip
-        step = make_predict_step(
-            model, anchors=anchors, thresholds=thresholds, pixels=pixels, flip=flip, softmax=softmax
-        )
+        self.model = model
+        self.step_settings: dict[str, Any] = {
+            "anchors": anchors,
+            "thresholds": thresholds,
+            "pixels": pixels,
+            "flip": tta.flip,
+            "softmax": softmax,
+        }
+        step = make_predict_step(model, **self.step_settings)
         self._predict_step = ProgramPerShape(meshes.compiled_for_rows(step, self._mesh), "prediction step", on_compile)
 
     @classmethod
@@ -256,9 +265,27 @@ class Detector:
         Args:
             images: pairs of an id and an image, uint8 `[H, W, 3]`, RGB.
         """
-        batches = view_batches(images, self._make_view, scales=self._scales, batch_size=self.batch_size)
+        batches = view_batches(images, self._make_view, scales=self.scales, batch_size=self.batch_size)
         on_devices = meshes.put_batches(batches, self._mesh, VIEW_KEYS)
         return predict_batches(lambda batch: self._predict_step(self._variables, batch), on_devices)
+
+    def view(self, image: np.ndarray) -> View:
+        """Returns an image, uint8 `[H, W, 3]`, RGB, as the network gets it, at the first of its scales."""
+        return self._make_view(image, self.scales[0])
+
+    def predict_views(self, images: np.ndarray, sizes: np.ndarray) -> Detections:
+        """Returns the objects in a batch of plain views, in pixels of the batch.
+
+        Args:
+            images: `[B, H, W, 3]`, RGB in 0..255, uint8 or float32; B is a multiple of the number of devices.
+            sizes: int32 `[B, 2]`, height and width of the contents.
+        """
+        batch = meshes.put_batch({"image": images, "size": sizes, "more_views": ()}, self._mesh)
+        return self._predict_step(self._variables, batch)
+
+    def variables(self) -> Any:
+        """Returns the weights on the host."""
+        return jax.tree.map(np.asarray, self._variables)
 
 
 def recognize_variant(source: str, attributes: Mapping[str, Any], path: str | os.PathLike[str] = "weights") -> str:

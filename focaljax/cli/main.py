@@ -13,6 +13,7 @@ VERBS = {
     "evaluate": "COCO metrics of a trained detector",
     "predict": "draw what a trained detector sees in images",
     "convert": "weights of torchvision, detectron2 or a run, read and written under other names",
+    "export": "a trained detector as one file that runs without focaljax, for jax (StableHLO) or ONNX",
     "sweep": "train the rows of a table, each with several seeds, and make the table",
     "doctor": "what is wrong with a data set, what the anchors miss of it, and what would fit",
     "samples": "write images of a data set as files, with a COCO annotation file",
@@ -142,10 +143,11 @@ def _keep_compiled_programs() -> None:
 def _is_expected(error: Exception) -> bool:
     """Whether an error is one that the rooms below raise to say what is wrong with data, files or a run."""
     from focaljax.data.example import DataError
+    from focaljax.evaluation.export import ExportError
     from focaljax.training.checkpoints import CheckpointError
     from focaljax.training.loop import TrainingError
 
-    return isinstance(error, DataError | CheckpointError | TrainingError | OSError)
+    return isinstance(error, DataError | ExportError | CheckpointError | TrainingError | OSError)
 
 
 def _usage() -> str:

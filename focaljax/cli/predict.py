@@ -34,15 +34,15 @@ import glob
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from focaljax.cli.config import parse_flags, split_config_flags
-from focaljax.cli.console import say, say_compiled, track
-from focaljax.cli.evaluate import run_detector, saved_run
+from focaljax.cli.console import say, track
+from focaljax.cli.detector_flags import define_detector_flags, detector_loader
 from focaljax.cli.main import UsageError
 from focaljax.data.example import UnreadableImageError
 from focaljax.data.files import read_regular_file
@@ -51,12 +51,9 @@ from focaljax.detector import Detector
 from focaljax.evaluation.coco_metrics import write_coco_results
 from focaljax.evaluation.detections import ImageDetections, to_coco_results
 from focaljax.evaluation.drawing import draw_detections, write_image
-from focaljax.evaluation.inference import TestTimeAugmentation
 from focaljax.training import mesh as meshes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-_ONLY_WITH_WEIGHTS = ("variant", "norm_epsilon", "classes")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     overrides, others = split_config_flags(arguments)
     flag_values = _flags()
     names = parse_flags(others, flag_values)
-    load = _detector(flag_values, overrides)
+    load = detector_loader(flag_values, overrides, batch_size=flag_values.batch_size, mesh=meshes.make_mesh())
     files = find_images(names)
     out = pathlib.Path(flag_values.out)
     pictures = [out / name for name in picture_names(files)]
@@ -163,98 +160,13 @@ def picture_names(files: Sequence[pathlib.PurePath], *, suffix: str = ".jpg") ->
     return names
 
 
-def read_class_names(path: pathlib.Path) -> list[str]:
-    """Returns the names in a file: a JSON list of strings, or one a line.
-
-    Raises:
-        UsageError: the file is missing, empty or of another kind.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes={path} cannot be read: {error}") from None
-    names: Any = [line.strip() for line in text.splitlines() if line.strip()]
-    if text.lstrip().startswith(("[", "{")):
-        try:
-            names = json.loads(text)
-        except (ValueError, RecursionError) as error:  # no JSON, a number of too many digits, or nested too deeply
-            raise UsageError(f"--classes={path} is not valid JSON: {error}") from None
-    if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"--classes={path} must hold a JSON list of names, or one name a line")
-    return names
-
-
 def _flags() -> flags.FlagValues:
     flag_values = flags.FlagValues()
+    define_detector_flags(flag_values)
     flags.DEFINE_string("out", "predictions", "where the pictures go", flag_values=flag_values)
-    for name, what in (
-        ("weights", "file of weights"),
-        ("workdir", "of a run of `focaljax train`"),
-        ("variant", "published detector"),
-        ("classes", "file of class names"),
-    ):
-        flags.DEFINE_string(name, "", what, flag_values=flag_values)
     flags.DEFINE_float("min_score", 0.3, "lowest score", lower_bound=0.0, upper_bound=1.0, flag_values=flag_values)
-    flags.DEFINE_float("norm_epsilon", None, "of the backbone", lower_bound=0.0, flag_values=flag_values)
     flags.DEFINE_integer("batch_size", None, "images", lower_bound=1, flag_values=flag_values)
-    flags.DEFINE_bool("flip", None, "mirrored too", flag_values=flag_values)
-    flags.DEFINE_list("scales", None, "factors", flag_values=flag_values)
     return flag_values
-
-
-def _detector(flag_values: flags.FlagValues, overrides: Sequence[str]) -> Callable[[], Detector]:
-    """Returns what loads the detector, which takes a while; mistakes in the flags show before.
-
-    Raises:
-        UsageError: flags are missing, wrong or do not go together, or there is no such run.
-    """
-    if bool(flag_values.weights) == bool(flag_values.workdir):
-        raise UsageError("one of --weights=FILE and --workdir=DIR is needed: what predicts")
-    mesh = meshes.make_mesh()
-    try:
-        tta = _tta(flag_values)
-        shared: dict[str, Any] = {"batch_size": flag_values.batch_size, "mesh": mesh, "on_compile": say_compiled}
-        if flag_values.batch_size is not None:
-            meshes.check_batch_size(flag_values.batch_size, mesh)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if flag_values.workdir:
-        for name in _ONLY_WITH_WEIGHTS:
-            if flag_values[name].value not in ("", None):
-                raise UsageError(f"--{name} goes with --weights: a run's workdir has its own")
-        config, workdir = saved_run(flag_values.workdir, overrides)
-        if flag_values.flip is not None:
-            config.eval.tta_flip = tta.flip
-        if flag_values.scales:
-            config.eval.tta_scales = tta.scales
-        return lambda: run_detector(config, workdir, **shared)
-    if overrides:
-        raise UsageError(f"{overrides[0]}: settings go with --workdir; --weights has those of its variant")
-    names = read_class_names(pathlib.Path(flag_values.classes)) if flag_values.classes else None
-
-    def load() -> Detector:
-        try:
-            return Detector.from_weights(
-                flag_values.weights,
-                variant=flag_values.variant or None,
-                class_names=names,
-                norm_epsilon=flag_values.norm_epsilon,
-                tta=tta,
-                **shared,
-            )
-        except ValueError as error:  # WeightsError among them
-            raise UsageError(str(error)) from None
-
-    return load
-
-
-def _tta(flag_values: flags.FlagValues) -> TestTimeAugmentation:
-    """Returns the views that the flags ask for."""
-    try:
-        scales = tuple(float(scale) for scale in flag_values.scales or ("1",))
-    except ValueError:
-        raise UsageError(f"--scales={','.join(flag_values.scales)}: expected factors such as 0.8,1,1.2") from None
-    return TestTimeAugmentation(flip=bool(flag_values.flip), scales=scales)
 
 
 def _images_among(paths: Any) -> list[pathlib.Path]:

@@ -102,7 +102,9 @@ class ResNet(nn.Module):
         x = norm(self.norm, train=train and not is_frozen, epsilon=self.norm_epsilon, dtype=self.dtype, name="bn1")(x)
         x = nn.relu(x)
         if shape.has_max_pool:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            # Padded by itself, which XLA puts back into the window: jax2onnx 0.17 loses the padding of a pooling.
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         x = jax.lax.stop_gradient(x) if is_frozen else x
         features = {}
         block_type = nn.remat(_Block, static_argnums=2) if self.remat else _Block

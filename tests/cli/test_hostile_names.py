@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from focaljax.cli import build, console
+from focaljax.cli.detector_flags import read_class_names
 from focaljax.cli.main import UsageError, main
-from focaljax.cli.predict import read_class_names
 from tests.cli.conftest import TINY
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from focaljax import Detector
+from focaljax.cli.detector_flags import read_class_names
 from focaljax.cli.main import main
-from focaljax.cli.predict import find_images, image_ids_of, picture_names, read_class_names
+from focaljax.cli.predict import find_images, image_ids_of, picture_names
 from focaljax.detector import TestTimeAugmentation
 from focaljax.evaluation.drawing import write_image
 from focaljax.models.variables import flatten_variables

@@ -1,0 +1,173 @@
+"""Detectors as programs of their own, weights inside: StableHLO by `jax.export`, and what ONNX is made of."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from focaljax.detection import decode_boxes, pyramid_anchors, softmax_log_odds
+from focaljax.evaluation.inference import Batch
+from focaljax.models.retinanet import normalize_images
+
+Array = jax.Array
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+OUTPUTS = ("boxes_xyxy", "scores", "labels", "is_detection")
+
+# Of float32 sums in another order through fifty layers: 1e-3 px of a coordinate near 1000 and 4e-6 of a score were
+# seen. A wrong program is off by whole pixels.
+BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-5
+
+
+class ExportError(Exception):
+    """An exported program cannot be run, or does not find what its detector finds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Differences:
+    """How far the boxes and scores of two programs are apart.
+
+    Attributes:
+        count: boxes that were compared.
+        box: the largest difference of a corner, in pixels.
+        score: the largest difference of a score.
+    """
+
+    count: int
+    box: float
+    score: float
+
+
+def export_detector(
+    predict_step: Callable[[Any, Batch], Any],
+    variables: Any,
+    *,
+    image_size: tuple[int, int],
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> jax.export.Exported:
+    """Returns the prediction step as one program with the weights as constants, for any number of images.
+
+    The program takes `images` uint8 `[b, H, W, 3]`, RGB, padded, and `sizes` int32 `[b, 2]`, height and width of each
+    content; it returns a dict of the fields of `Detections`, each with a leading axis b. Needs the package flatbuffers
+    where it is written to a file (`serialize`).
+
+    Args:
+        predict_step: of `make_predict_step`.
+        variables: the model's weights.
+        image_size: H and W in pixels.
+        platforms: some of `PLATFORMS`: what the program can be compiled for.
+
+    Raises:
+        ValueError: there is no platform, or one is unknown.
+    """
+    unknown = set(platforms) - set(PLATFORMS)
+    if unknown or not platforms:
+        raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, got {', '.join(platforms) or 'none'}")
+
+    def detect(images: Array, sizes: Array) -> dict[str, Array]:
+        found = predict_step(variables, {"image": images, "size": sizes})
+        return {name: getattr(found, name) for name in OUTPUTS}
+
+    (b,) = jax.export.symbolic_shape("b")
+    images, sizes = ((b, *image_size, 3), np.uint8), ((b, 2), np.int32)
+    arguments = (jax.ShapeDtypeStruct(*images), jax.ShapeDtypeStruct(*sizes))
+    return jax.export.export(jax.jit(detect), platforms=tuple(platforms))(*arguments)
+
+
+def make_anchor_step(
+    model: nn.Module,
+    *,
+    anchors: Mapping[str, Any],
+    pixels: Mapping[str, Any] | None = None,
+    softmax: bool = False,
+) -> Callable[[Any, Array, Array], tuple[Array, Array]]:
+    """Returns a pure function of (variables, images, sizes) to the box and the scores of every anchor.
+
+    What the prediction step chooses from, before thresholds and suppression, for runtimes that have their own.
+
+    Args:
+        model: gives class logits and box deltas for each level.
+        anchors: arguments of `pyramid_anchors` besides the image size.
+        pixels: arguments of `normalize_images`.
+        softmax: the model was trained with a softmax loss.
+
+    Returns:
+        A function from the weights, images `[B, H, W, 3]` and sizes `[B, 2]` to boxes float32 `[B, A, 4]`, corners in
+        pixels of the batch, clipped to the contents, and scores float32 `[B, A, K]`.
+    """
+
+    def anchor_step(variables: Any, images: Array, sizes: Array) -> tuple[Array, Array]:
+        _, height, width, _ = images.shape
+        anchors_xyxy = jnp.concatenate(pyramid_anchors((height, width), **anchors))
+        normalized = normalize_images(images, sizes, **(pixels or {}))
+        outputs: Any = model.apply(variables, normalized, train=False)
+        logits, deltas = (jnp.concatenate(levels, axis=1) for levels in outputs)
+        boxes = decode_boxes(deltas, anchors_xyxy)
+        # Not `clip_boxes` under vmap: jax2onnx makes a Min of shapes that do not fit of it.
+        limits = jnp.tile(sizes[:, ::-1], 2).astype(boxes.dtype)[:, None, :]
+        scores = jax.nn.sigmoid(softmax_log_odds(logits) if softmax else logits)
+        return jnp.minimum(jnp.maximum(boxes, 0.0), limits), scores
+
+    return anchor_step
+
+
+def compare_detections(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Differences:
+    """Returns the largest differences between the detections of the same images by two programs.
+
+    Each detection is compared with the one that is nearest to it: of detections with nearly the same score either may
+    come first.
+
+    Args:
+        expected: by name the arrays of `Detections` with a leading batch axis.
+        actual: likewise.
+
+    Raises:
+        ExportError: an image has another number of detections of some class.
+
+    Example:
+        >>> one = {"boxes_xyxy": np.ones((1, 1, 4)), "scores": np.ones((1, 1)), "labels": np.ones((1, 1), int)}
+        >>> one["is_detection"] = np.ones((1, 1), bool)
+        >>> compare_detections(one, {**one, "boxes_xyxy": np.full((1, 1, 4), 1.5)})
+        Differences(count=1, box=0.5, score=0.0)
+    """
+    boxes, scores = [0.0], [0.0]
+    for row in range(len(expected["labels"])):
+        mine, other = (
+            [each[name][row][each["is_detection"][row]] for name in OUTPUTS[:3]] for each in (expected, actual)
+        )
+        if sorted(mine[2]) != sorted(other[2]):
+            raise ExportError(
+                f"the exported file is wrong and was removed: in image {row + 1} of {len(expected['labels'])} it finds "
+                f"{len(other[2])} objects with the labels {_some(other[2])}, the detector {len(mine[2])} with "
+                f"{_some(mine[2])}"
+            )
+        is_free = np.ones(len(other[2]), bool)
+        for box, score, label in zip(*mine, strict=True):
+            apart = np.abs(other[0] - box).max(axis=1), np.abs(other[1] - score)
+            distance = np.maximum(apart[0] / BOX_TOLERANCE, apart[1] / SCORE_TOLERANCE)
+            nearest = np.argmin(np.where(is_free & (other[2] == label), distance, np.inf))
+            is_free[nearest] = False
+            boxes.append(float(apart[0][nearest]))
+            scores.append(float(apart[1][nearest]))
+    return Differences(count=len(boxes) - 1, box=max(boxes), score=max(scores))
+
+
+def check_differences(differences: Differences) -> None:
+    """Raises ExportError if boxes and scores are further apart than rounding explains."""
+    # So that NaN fails.
+    if not (differences.box <= BOX_TOLERANCE and differences.score <= SCORE_TOLERANCE):
+        raise ExportError(
+            f"the exported file is wrong and was removed: its boxes differ from the detector's by up to "
+            f"{differences.box:.2g} px and its scores by up to {differences.score:.2g}; {BOX_TOLERANCE:g} px and "
+            f"{SCORE_TOLERANCE:g} can be rounding"
+        )
+
+
+def _some(labels: np.ndarray) -> str:
+    shown = ", ".join(map(str, sorted(labels)[:10]))
+    return f"[{shown}, ...]" if len(labels) > 10 else f"[{shown}]"
