@@ -16,10 +16,8 @@ import numpy as np
 # 640x480 image; bilinear takes 0.1 to 0.4 ms).
 _AREA_BELOW = 0.5
 
-# Sides may lose this many pixels to float32 rounding before they count as shorter than a pixel.
-_SIDE_TOLERANCE = 1e-3
-# Pixels; a training image keeps no box with a shorter side.
-SHORTEST_SIDE = 1 - _SIDE_TOLERANCE
+# Pixels; a training image keeps no box with a shorter side. Less than 1, as float32 rounds sides.
+SHORTEST_SIDE = 1 - 1e-3
 
 # RGB to YIQ (NTSC). The last two rows sum to 0, so a turn of (I, Q) leaves greys as they are, and Y is the luma.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -128,11 +126,7 @@ def resize_and_pad(
 
 
 def fitted_size(size: tuple[int, int], *, height: int, width: int) -> tuple[int, int]:
-    """Returns the height and width of the content that `resize_and_pad` makes of an image of this size, in pixels.
-
-    >>> fitted_size((100, 200), height=64, width=64)
-    (32, 64)
-    """
+    """Returns the height and width of the content that `resize_and_pad` makes of an image of this size, in pixels."""
     return _resized_size(size, size, _fit_factor(size, height, width), height, width)
 
 
