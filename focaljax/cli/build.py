@@ -356,10 +356,9 @@ def check_numbers(config: ConfigDict) -> None:
     Raises:
         ValueError: one is out of its range.
     """
-    for name in ("image_size",):
-        size = config.data[name]
-        if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
-            raise ValueError(f"data.{name} must be (height, width) in whole pixels, got {size}")
+    size = config.data.image_size
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+        raise ValueError(f"data.image_size must be (height, width) in whole pixels, got {size}")
     for name in ("pixel_mean", "pixel_std"):
         if len(config.data[name]) != 3 or (name == "pixel_std" and min(config.data[name]) <= 0):
             raise ValueError(f"data.{name} must be three numbers in 0..255, of std above 0, got {config.data[name]}")

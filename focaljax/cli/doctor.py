@@ -61,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     config = load_config(config_arguments)
     _check(config)
     splits = _splits(config, flag_values.split)
+    out = pathlib.Path(flag_values.out)
+    _make_folder(out)
 
     sources = _sources(config, splits)
     examined = [_examine(config, source, split, pixels=flag_values.pixels) for split, source in sources.items()]
@@ -72,8 +74,6 @@ def main(arguments: Sequence[str]) -> int:
         print_table(table)
     print_proposal(fit)
     if flag_values.out:
-        out = pathlib.Path(flag_values.out)
-        out.mkdir(parents=True, exist_ok=True)
         sheet = None
         if flag_values.samples:
             sheet = _draw_samples(config, sources.get("train"), flag_values.samples)
@@ -81,6 +81,14 @@ def main(arguments: Sequence[str]) -> int:
         write_page(out / "doctor.html", config_arguments, examined, fit, findings, tables, sheet)
         say(f"wrote {out}: doctor.html{'' if sheet is None else ', samples.jpg'}")
     return 0
+
+
+def _make_folder(out: pathlib.Path) -> None:
+    """Makes the folder for the results before the long part begins; the current one stands for none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: the folder {out} cannot be made: {error.strerror}") from None
 
 
 def _check(config: ConfigDict) -> None:

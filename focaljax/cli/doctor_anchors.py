@@ -13,8 +13,8 @@ from focaljax.detection import pyramid_anchors
 from focaljax.detection.anchor_fit import AnchorShapes, fit_anchors
 from focaljax.detection.coverage import AnchorCoverage, measure_coverage
 
-# Anchors are compared with the boxes of so many images at most: at 600 px a hundred of them take seconds.
-_MOST_IMAGES = 500
+# Anchors are compared with the boxes of so many images at most: a hundred of 600 px take four seconds of a core.
+_MOST_IMAGES = 250
 # A gain of a smaller share of boxes is not worth other anchors.
 _SHARE_WORTH_A_CHANGE = 0.01
 

@@ -19,10 +19,8 @@ from focaljax.data.crops import Window, boxes_in_window, cropped_window, expande
 # 640x480 image; bilinear takes 0.1 to 0.4 ms).
 _AREA_BELOW = 0.5
 
-# Sides may lose this many pixels to float32 rounding before they count as shorter than a pixel.
-_SIDE_TOLERANCE = 1e-3
-# Pixels; a training image keeps no box with a shorter side.
-SHORTEST_SIDE = 1 - _SIDE_TOLERANCE
+# Pixels; a training image keeps no box with a shorter side. Less than 1, as float32 rounds sides.
+SHORTEST_SIDE = 1 - 1e-3
 
 # The colour where a window reaches beyond its image: the mean of ImageNet's, which the network sees as nearly 0.
 FILL = (124, 116, 104)
@@ -79,11 +77,7 @@ def resize_and_pad(
 
 
 def fitted_size(size: tuple[int, int], *, height: int, width: int) -> tuple[int, int]:
-    """Returns the height and width of the content that `resize_and_pad` makes of an image of this size, in pixels.
-
-    >>> fitted_size((100, 200), height=64, width=64)
-    (32, 64)
-    """
+    """Returns the height and width of the content that `resize_and_pad` makes of an image of this size, in pixels."""
     return _resized_size(size, size, _fit_factor(size, height, width), height, width)
 
 

@@ -196,6 +196,7 @@ def test_blood_cells(shared_data, monkeypatch, capsys):
         (["--samples", "4"], ("--samples needs --out=DIR",)),
         (["--samples", "-1"], ("samples",)),
         (["--sample", "4"], ("unknown flag --sample", "'samples'")),
+        (["--out", "/dev/null/x"], ("--out: the folder /dev/null/x cannot be made: Not a directory",)),
         (["stray"], ("unexpected argument 'stray'",)),
         (["--config.anchors.sizes=(16.0,)"], ("one size a level",)),
         (["--config.matching.positive_iou=0.3"], ("negative_iou 0.4",)),

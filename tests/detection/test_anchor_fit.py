@@ -71,13 +71,13 @@ def test_anchors_that_fit_already_are_kept_within_a_little():
 
 
 def test_many_boxes_are_sampled_by_the_seed(monkeypatch):
-    sides = sides_of(np.random.default_rng(0), 1000)
+    sides = sides_of(np.random.default_rng(0), 400)
     of_all = fit_anchors(sides, START, strides=STRIDES)
-    monkeypatch.setattr(anchor_fit, "_MOST_BOXES", 300)
+    monkeypatch.setattr(anchor_fit, "_MOST_BOXES", 150)
     of_some = fit_anchors(sides, START, strides=STRIDES, seed=3)
     assert of_some == fit_anchors(sides, START, strides=STRIDES, seed=3)
     assert of_some != of_all
-    assert matched_share(sides, of_some) > matched_share(sides, of_all) - 0.03
+    assert matched_share(sides, of_some) > matched_share(sides, of_all) - 0.05
 
 
 @pytest.mark.parametrize(
