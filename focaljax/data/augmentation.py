@@ -37,12 +37,13 @@ class Augmentation:
     Raises:
         ValueError: a value is not a number in its range, or `scale` is set beside `short_sides`.
 
-    >>> Augmentation(scale=(0.8, 1.25), brightness=0.2).horizontal_flip
-    0.5
-    >>> Augmentation(hue=2)
-    Traceback (most recent call last):
-    ...
-    ValueError: augmentation: hue must be a number in 0..0.5, got 2.
+    Example:
+        >>> Augmentation(scale=(0.8, 1.25), brightness=0.2).horizontal_flip
+        0.5
+        >>> Augmentation(hue=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: augmentation: hue must be a number in 0..0.5, got 2.
     """
 
     horizontal_flip: float = 0.5

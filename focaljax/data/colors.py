@@ -41,9 +41,10 @@ def color_jitter(
     Raises:
         ValueError: an argument has the wrong shape, dtype or range.
 
-    >>> grey = np.full((2, 2, 3), 100, np.uint8)
-    >>> bool((color_jitter(np.random.default_rng(0), grey, saturation=1.0, hue=0.5) == grey).all())
-    True
+    Example:
+        >>> grey = np.full((2, 2, 3), 100, np.uint8)
+        >>> bool((color_jitter(np.random.default_rng(0), grey, saturation=1.0, hue=0.5) == grey).all())
+        True
     """
     check_image(image)
     ranges = (brightness, contrast, saturation, hue)

@@ -31,9 +31,10 @@ def expanded_window(rng: np.random.Generator, size: tuple[int, int], *, largest:
         size: height and width of the image, in pixels.
         largest: factor on both sides, at least 1.
 
-    >>> x1, y1, x2, y2 = expanded_window(np.random.default_rng(0), (10, 20))
-    >>> x1 <= 0 and y1 <= 0 and x2 >= 20 and y2 >= 10
-    True
+    Example:
+        >>> x1, y1, x2, y2 = expanded_window(np.random.default_rng(0), (10, 20))
+        >>> x1 <= 0 and y1 <= 0 and x2 >= 20 and y2 >= 10
+        True
     """
     draw_factor, draw_y, draw_x = rng.random(3).tolist()
     factor = 1 + draw_factor * (largest - 1)
@@ -80,10 +81,11 @@ def boxes_in_window(boxes_xyxy: np.ndarray, is_crowd: np.ndarray, window: Window
     An object stays if its centre is in the window. A crowd region stays if any of it is, because its pixels must not
     become background.
 
-    >>> boxes, is_crowd = np.array([[0, 0, 8, 8], [0, 0, 11, 8], [9, 0, 11, 8.0]]), np.array([False, False, True])
-    >>> clipped, is_inside = boxes_in_window(boxes, is_crowd, (5, 0, 10, 8))
-    >>> is_inside.tolist(), clipped[is_inside].tolist()
-    ([False, True, True], [[5.0, 0.0, 10.0, 8.0], [9.0, 0.0, 10.0, 8.0]])
+    Example:
+        >>> boxes, is_crowd = np.array([[0, 0, 8, 8], [0, 0, 11, 8], [9, 0, 11, 8.0]]), np.array([False, False, True])
+        >>> clipped, is_inside = boxes_in_window(boxes, is_crowd, (5, 0, 10, 8))
+        >>> is_inside.tolist(), clipped[is_inside].tolist()
+        ([False, True, True], [[5.0, 0.0, 10.0, 8.0], [9.0, 0.0, 10.0, 8.0]])
     """
     low, high = np.array(window[:2] * 2), np.array(window[2:] * 2)
     clipped = np.minimum(np.maximum(boxes_xyxy, low), high)

@@ -69,8 +69,9 @@ def example_rng(seed: int, split: str, index: int) -> np.random.Generator:
     Raises:
         ValueError: if an argument is outside of these.
 
-    >>> int(example_rng(0, "train", 7).integers(1000)) == int(example_rng(0, "train", 7).integers(1000))
-    True
+    Example:
+        >>> int(example_rng(0, "train", 7).integers(1000)) == int(example_rng(0, "train", 7).integers(1000))
+        True
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -113,9 +114,10 @@ def draw_example(
     Raises:
         ValueError: if a size or count is outside its range.
 
-    >>> image, boxes, labels = draw_example(example_rng(0, "train", 0), height=96, width=128)
-    >>> image.shape, boxes.shape[1], len(boxes) == len(labels)
-    ((96, 128, 3), 4, True)
+    Example:
+        >>> image, boxes, labels = draw_example(example_rng(0, "train", 0), height=96, width=128)
+        >>> image.shape, boxes.shape[1], len(boxes) == len(labels)
+        ((96, 128, 3), 4, True)
     """
     if min(height, width) < 32:
         raise ValueError(f"height and width must be at least 32 pixels, got {height}x{width}")

@@ -66,9 +66,10 @@ def resize_and_pad(
     Raises:
         ValueError: an argument has the wrong shape or dtype.
 
-    >>> padded, size = resize_and_pad(np.full((100, 200, 3), 255, np.uint8), height=64, width=64)
-    >>> size, int(padded[31, 63, 0]), int(padded[32, 63, 0])
-    ((32, 64), 255, 0)
+    Example:
+        >>> padded, size = resize_and_pad(np.full((100, 200, 3), 255, np.uint8), height=64, width=64)
+        >>> size, int(padded[31, 63, 0]), int(padded[32, 63, 0])
+        ((32, 64), 255, 0)
     """
     check_image(image)
     old_size = image.shape[0], image.shape[1]
