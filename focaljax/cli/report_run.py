@@ -163,9 +163,10 @@ def _add_summary(page: Page, run: Run, split: str, evaluation: dict[str, Any] | 
         page.table(
             ("metric", "value", "meaning"),
             [(name, shown(evaluation[name]), meaning) for name, meaning in MEANINGS.items()],
+            is_words=True,
         )
         page.text(f"Computed with {evaluation.get('engine', 'an unknown engine')}; - where there are no such objects.")
-    page.text("To make it anew:" if run.starts else "Its command was not written down: it is of an older version.")
+    page.text("To make it anew:" if run.starts else "Its command was not written down: the run is of an older version.")
     if run.starts:
         page.code(run.starts[0]["command"])
 
@@ -191,7 +192,8 @@ def _add_evaluation(
     )
 
     page.section("Precision and recall")
-    few = f"; of {len(curves[0.5])} classes the {MOST_CURVES} with the most objects" if len(curves[0.5]) > 10 else ""
+    count = len(curves[0.5])
+    few = f"; of {count} classes the {MOST_CURVES} with the most objects" if count > MOST_CURVES else ""
     page.plot(
         precision_recall_figure(curves, found.class_names),
         f"COCO's curves, with each class's AP at this IoU{few}. Crowds do not count.",

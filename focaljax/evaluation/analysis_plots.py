@@ -34,7 +34,7 @@ def precision_recall_figure(curves_at: Mapping[float, Mapping[int, ClassCurve]],
         if curves:
             mean = np.mean([curve.precision for curve in curves.values()], axis=0)
             axes.plot(RECALLS, mean, "k--", linewidth=1.8, label=f"mean of {len(curves)}: {mean.mean():.3f}")
-            axes.legend(frameon=False, fontsize="small", loc="lower left")
+            axes.legend(frameon=False, fontsize="small")
         axes.set(title=f"IoU {iou:g}", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
     return figure
@@ -51,13 +51,15 @@ def score_figure(scores: np.ndarray, is_true: np.ndarray, is_false: np.ndarray, 
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    bins = np.linspace(0.0, 1.0, 41).tolist()
+    axes.set_yscale("log", nonpositive="clip")
+    bins, highest = np.linspace(0.0, 1.0, 41), 0.0
     for of_kind, colour, name in ((is_false, _RED, "wrong"), (is_true, _BLUE, "right")):
-        axes.hist(scores[of_kind], bins, color=colour, alpha=0.55, label=f"{name}: {int(of_kind.sum())}")
+        counts, _ = np.histogram(scores[of_kind], bins)
+        axes.stairs(counts, bins, fill=True, color=colour, alpha=0.55, label=f"{name}: {int(of_kind.sum())}")
+        highest = max(highest, counts.max())
     axes.axvline(min_score, color="k", linewidth=1, linestyle=":")
     axes.set(xlabel="score", ylabel="detections", xlim=(0, 1))
-    axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(bottom=0.8)
+    axes.set_ylim(0.8, 2 * max(1, highest))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return figure

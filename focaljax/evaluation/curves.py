@@ -17,7 +17,7 @@ _OTHERS = {
     "learning rate": ({"learning_rate": "learning rate"}, False),
     "gradient norm": ({"gradient_norm": "gradient norm"}, True),
     "assigned anchors an image": ({"positives": "assigned anchors"}, False),
-    "share of the classification loss": ({"positive_share": "of assigned anchors"}, False),
+    "share of the classification loss on assigned anchors": ({"positive_share": "share"}, False),
 }
 
 
@@ -112,6 +112,8 @@ def _draw(axes: Any, records: Records, curves: Mapping[str, str], *, title: str,
     axes.grid(alpha=0.3)
     if len(axes.get_lines()) > 1:
         axes.legend(frameon=False)
+    if not axes.get_lines():
+        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", va="center", alpha=0.6)
 
 
 def _points(records: Records, name: str) -> list[tuple[int, float]]:
