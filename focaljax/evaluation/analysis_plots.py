@@ -51,7 +51,6 @@ def score_figure(scores: np.ndarray, is_true: np.ndarray, is_false: np.ndarray, 
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.set_yscale("log", nonpositive="clip")
     bins, highest = np.linspace(0.0, 1.0, 41), 0.0
     for of_kind, colour, name in ((is_false, _RED, "wrong"), (is_true, _BLUE, "right")):
         counts, _ = np.histogram(scores[of_kind], bins)
@@ -59,7 +58,9 @@ def score_figure(scores: np.ndarray, is_true: np.ndarray, is_false: np.ndarray, 
         highest = max(highest, counts.max())
     axes.axvline(min_score, color="k", linewidth=1, linestyle=":")
     axes.set(xlabel="score", ylabel="detections", xlim=(0, 1))
-    axes.set_ylim(0.8, 2 * max(1, highest))
+    if highest:
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(0.8, 2 * highest)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return figure

@@ -1,6 +1,8 @@
 """focaljax report: what is on the page, of a run that is finished, that is not, that lost its data, and of a sweep."""
 
 import json
+import pathlib
+import re
 import shutil
 
 import pytest
@@ -9,6 +11,7 @@ from focaljax.cli import build
 from focaljax.cli.config import load_config
 from focaljax.cli.main import main
 from focaljax.evaluation.coco_metrics import evaluate_detections, write_coco_results, write_evaluation
+from focaljax.training.metrics import read_metrics, read_timings
 from tests.evaluation.test_page import Parsed
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -81,6 +84,15 @@ def test_page_of_a_finished_run_has_all_and_loads_nothing(run, tiny_source):
     for _, attributes in parsed.tags:
         for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:")), attributes
+
+
+def test_every_file_and_every_number_is_on_the_page_about_runs(finished_run):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "runs.md").read_text()
+    names = {name for record in read_metrics(finished_run) + read_timings(finished_run) for name in record}
+    assert "positive_share" in names
+    missing = [name for name in names - {"step", "split"} if name not in page]
+    files = {re.sub("_(train|val|test)", "_SPLIT", path.name) for path in finished_run.iterdir()}
+    assert not [*missing, *(name for name in files if f"`{name}" not in page)]
 
 
 def test_score_threshold_is_that_of_the_flag(run, tiny_source):
