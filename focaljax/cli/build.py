@@ -366,6 +366,8 @@ def check_numbers(config: ConfigDict) -> None:
         group, key = setting.split(".")
         if config[group][key] < 1:
             raise ValueError(f"{setting} must be at least 1, got {config[group][key]}")
+    if config.log.pictures < 0:
+        raise ValueError(f"log.pictures must be at least 0, got {config.log.pictures}")
     if config.data.timeout <= 0:
         raise ValueError(f"data.timeout must be seconds above 0, got {config.data.timeout}")
     if config.optim.learning_rate_batch < 0:

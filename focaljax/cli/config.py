@@ -176,6 +176,10 @@ def default_config() -> ConfigDict:
 
     log = config.log = ConfigDict()
     log.every = 20  # steps
+    log.pictures = 4  # images of the evaluated split that are shown at each evaluation, detections beside the truth
+    # Weights & Biases beside TensorBoard: '': no; 'offline': kept in WORKDIR/wandb until `wandb sync`; 'online'.
+    log.wandb = ""
+    log.wandb_project = "focaljax"
 
     evaluation = config.eval = ConfigDict()
     evaluation.split = "val"

@@ -106,11 +106,12 @@ def predict_split(
     *,
     sheets: int = 0,
     is_stopping: Callable[[], bool] = lambda: False,
+    show: Callable[[Sequence[ImageDetections]], None] = lambda _: None,
 ) -> Callable[[], CocoMetrics] | None:
     """Predicts a whole split; returns what is left to do without the devices: the metrics, and results files.
 
     Sheets are drawn at once. `is_stopping` is asked before each batch; if it says so, the rest is left and the result
-    is None. Every process gets the metrics of all images, one writes the files.
+    is None. Every process gets the metrics of all images, one writes the files and gives the detections to `show`.
     """
     variables = meshes.copy_to_all(variables, mesh)
     batches = prediction.put_evaluation_batches(prediction.evaluation_batches(config, source), mesh)
@@ -131,6 +132,7 @@ def predict_split(
             return metrics
         write_evaluation(workdir / f"evaluation_{split}.json", metrics, details={"split": split, "step": step})
         write_coco_results(workdir / f"detections_{split}.json", results)
+        show(detections)
         return metrics
 
     return measure

@@ -11,6 +11,7 @@ from typing import NoReturn
 VERBS = {
     "train": "train a detector from a config",
     "evaluate": "COCO metrics of a trained detector",
+    "report": "one page about a run: curves, AP per class, what was taken for what, the best and the worst images",
     "predict": "draw what a trained detector sees in images",
     "convert": "weights of torchvision, detectron2 or a run, read and written under other names",
     "export": "a trained detector as one file that runs without focaljax, for jax (StableHLO) or ONNX",

@@ -150,7 +150,7 @@ def only_run_in(workdir: pathlib.Path) -> Iterator[None]:
             holder = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             (workdir / "running.json").write_text(json.dumps(holder) + "\n")
         except BlockingIOError:
-            refusal = f"{workdir} is in use by {_holder(workdir)}: wait for it, stop it, or name another --workdir"
+            refusal = f"{workdir} is in use by {holder_of(workdir)}: wait for it, stop it, or name another --workdir"
         except OSError as error:
             refusal = f"--workdir={workdir} cannot be written to: {error.strerror or error}; name another folder"
     try:
@@ -177,7 +177,8 @@ def _lock(file: IO[str]) -> None:
         say(f"note: the file system of {file.name} knows no locks: nothing keeps a second run out of its folder")
 
 
-def _holder(workdir: pathlib.Path) -> str:
+def holder_of(workdir: pathlib.Path) -> str:
+    """Returns in words whose run a workdir is in use by, as `only_run_in` notes it."""
     try:
         holder = json.loads((workdir / "running.json").read_text())
         return f"process {holder['process']} on {holder['host']}, since {holder['since']}"

@@ -9,7 +9,8 @@ Usage: focaljax train --config FILE --workdir DIR [--config.KEY=VALUE ...]
                         one run of N processes, of which this is number I (0 is at HOST:PORT); on Cloud TPU pods, under
                         Slurm and MPI they are found by themselves; DIR must be a folder that all of them see
 
-Written to DIR: config.json (every setting), metrics.jsonl and tensorboard/ (the curves as numbers), curves.png,
+Written to DIR: config.json (every setting), metrics.jsonl and tensorboard/ (the curves as numbers), timings.jsonl and
+starts.jsonl (its speed; when and how it was started), wandb/ where log.wandb asks for it, curves.png,
 checkpoints/ (the latest and the best), evaluation_SPLIT.json and detections_SPLIT.json (COCO metrics and results of the
 last evaluation), classes.json, data_report_SPLIT.txt where something in the data was repaired or left out, and
 nonfinite/ where the loss of a step was not a finite number.
@@ -20,10 +21,8 @@ Example:
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -56,8 +55,10 @@ from focaljax.cli.runtime import (
     share_heap,
     split_cpu,
 )
+from focaljax.cli.watching import check_loggers, evaluation_pictures, make_loggers, note_start, versions
 from focaljax.data.example import Source
 from focaljax.evaluation.curves import write_curves
+from focaljax.evaluation.detections import ImageDetections
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
@@ -82,12 +83,13 @@ def main(arguments: Sequence[str]) -> int:
     parts = max(1, config.optim.accumulate)
     split_cpu(config.cpu_devices, config.optim.batch_size // parts, config.eval.batch_size)
     join_processes(flag_values.coordinator, flag_values.processes, flag_values.process)
-    return train(config, pathlib.Path(flag_values.workdir))
+    return train(config, pathlib.Path(flag_values.workdir), ["train", *arguments])
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> int:
-    """Trains what the config describes, or goes on with it; returns the exit code."""
+def train(config: ConfigDict, workdir: pathlib.Path, command: Sequence[str]) -> int:
+    """Trains what the config describes, or goes on with it; returns the exit code. The command is written down."""
     _check_resumable(config, workdir)
+    check_loggers(config)
     mesh = make_run_mesh(config)
     # Where a run goes on, the file may be gone: all of it is in the checkpoint.
     weights = None if _has_checkpoint(workdir) else load_initial_weights(config)
@@ -99,7 +101,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     optimizer, schedule = build.make_optimizer_and_schedule(config)
     initialize = initial_state(config, model, optimizer, mesh, weights)
     with only_run_in(workdir):
-        return _train(config, workdir, mesh, model, optimizer, schedule, initialize, source, evaluation_source)
+        return _train(config, workdir, mesh, model, optimizer, schedule, initialize, source, evaluation_source, command)
 
 
 def _train(
@@ -112,6 +114,7 @@ def _train(
     initialize: Callable[[], TrainState],
     source: Source,
     evaluation_source: Source,
+    command: Sequence[str],
 ) -> int:
     report_data(source, "train", workdir)
     report_data(evaluation_source, config.eval.split, workdir)
@@ -127,6 +130,10 @@ def _train(
         state: TrainState, step: int, is_stopping: Callable[[], bool]
     ) -> Callable[[], Mapping[str, float | None]] | None:
         split, variables = config.eval.split, state.evaluation_variables()
+
+        def show(detections: Sequence[ImageDetections]) -> None:
+            writer.show(step, evaluation_pictures(evaluation_source, split, detections, config.log.pictures))
+
         measure = predict_split(
             config,
             evaluation_source,
@@ -137,6 +144,7 @@ def _train(
             workdir,
             step,
             is_stopping=is_stopping,
+            show=show,
         )
         if measure is None:
             return None
@@ -157,8 +165,10 @@ def _train(
     ):
         state = _start(initialize, checkpoints, config, workdir, mesh)
         start_step, start_time = int(state.step), time.perf_counter()
+        note_start(workdir, step=start_step, devices=_devices(mesh), command=command)
+        loggers = make_loggers(config, workdir)
         with (
-            MetricsWriter(workdir, start_step=start_step, writes=meshes.is_primary()) as writer,
+            MetricsWriter(workdir, start_step=start_step, writes=meshes.is_primary(), loggers=loggers) as writer,
             ProgressLine(config.optim.steps) as progress,
         ):
             state, stopped_by = run_training(
@@ -170,7 +180,7 @@ def _train(
                 intervals=Intervals(record=config.log.every, evaluate=config.eval.every, save=config.checkpoint.every),
                 writer=writer,
                 checkpoints=checkpoints,
-                settings={"config": config.to_dict(), "versions": _versions()},
+                settings={"config": config.to_dict(), "versions": versions()},
                 evaluate=evaluate,
                 evaluation_split=config.eval.split,
                 on_progress=progress.show,
@@ -224,14 +234,10 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
 def _start(
     initialize: Any, checkpoints: Checkpoints, config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    device = jax.devices()[0]
-    is_split_cpu = device.platform == "cpu" and mesh.size > 1
-    devices = f"{mesh.size} devices made of the CPU's cores" if is_split_cpu else f"{mesh.size} x {device.device_kind}"
-    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     learning_rate = f"learning rate {build.scaled_learning_rate(config):g}"
     if build.scaled_learning_rate(config) != config.optim.learning_rate:
         learning_rate += f" ({config.optim.learning_rate:g} for {config.optim.learning_rate_batch} images)"
-    say(f"{devices}{processes}, batch {config.optim.batch_size}, {learning_rate}, {config.optim.steps} steps")
+    say(f"{_devices(mesh)}, batch {config.optim.batch_size}, {learning_rate}, {config.optim.steps} steps")
     if checkpoints.latest_step() is None:
         state = initialize()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -246,6 +252,9 @@ def _start(
     return state
 
 
-def _versions() -> dict[str, str]:
-    packages = ("focaljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in packages}}
+def _devices(mesh: jax.sharding.Mesh) -> str:
+    """Returns in words what a run works on."""
+    device = jax.devices()[0]
+    is_split_cpu = device.platform == "cpu" and mesh.size > 1
+    devices = f"{mesh.size} devices made of the CPU's cores" if is_split_cpu else f"{mesh.size} x {device.device_kind}"
+    return devices + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")

@@ -1,4 +1,4 @@
-"""A run's curves as a picture: the loss and its parts, and AP, over the steps."""
+"""A run's curves as a picture: the loss and its parts, AP, and what else is logged, over the steps."""
 
 import os
 import pathlib
@@ -8,11 +8,20 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+Records = Sequence[Mapping[str, Any]]
+
 _LOSSES = {"loss": "total", "classification_loss": "classification", "box_loss": "box"}
-_METRICS = ("AP", "AP50", "AP75")
+_METRICS = {name: name for name in ("AP", "AP50", "AP75")}
+# Title -> the curves in it, and whether the axis is logarithmic.
+_OTHERS = {
+    "learning rate": ({"learning_rate": "learning rate"}, False),
+    "gradient norm": ({"gradient_norm": "gradient norm"}, True),
+    "assigned anchors an image": ({"positives": "assigned anchors"}, False),
+    "share of the classification loss on assigned anchors": ({"positive_share": "share"}, False),
+}
 
 
-def write_curves(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]], *, split: str) -> None:
+def write_curves(path: str | os.PathLike[str], records: Records, *, split: str) -> None:
     """Writes a PNG with two plots: the losses on a logarithmic axis, and AP of the evaluated split.
 
     Args:
@@ -25,30 +34,98 @@ def write_curves(path: str | os.PathLike[str], records: Sequence[Mapping[str, An
     """
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     losses, metrics = figure.subplots(1, 2)
-    train = [record for record in records if record["split"] == "train"]
-    for name, label in _LOSSES.items():
-        _plot(losses, train, name, label, is_marked=False)
-    losses.set(title="training loss", xlabel="step", yscale="log")
-    losses.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    losses.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    losses.yaxis.set_minor_formatter(NullFormatter())
-    evaluations = [record for record in records if record["split"] == split]
-    for name in _METRICS:
-        _plot(metrics, evaluations, name, name, is_marked=True)
-    metrics.set(title=f"precision on {split}", xlabel="step", ylim=(0, 1))
-    for axes in (losses, metrics):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
+    _draw_losses(losses, records)
+    _draw_metrics(metrics, records, split)
     target = pathlib.Path(path)
     temporary = target.with_name(f"{target.name}.tmp")
     figure.savefig(temporary, dpi=110, format="png")
     os.replace(temporary, target)
 
 
-def _plot(axes: Any, records: Sequence[Mapping[str, Any]], name: str, label: str, *, is_marked: bool) -> None:
-    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
-    if points:
-        axes.plot(
-            *zip(*points, strict=True), label=label, marker="o" if is_marked else None, markersize=4, linewidth=1.2
-        )
+def curves_figure(records: Records, timings: Records, *, split: str) -> Figure:
+    """Returns plots of all that is logged: losses, AP, rate, gradient, assigned anchors and their share, images/s.
+
+    Args:
+        records: of `metrics.jsonl`; what an older run lacks stays empty.
+        timings: of `timings.jsonl`.
+        split: the evaluated one.
+    """
+    figure = Figure(figsize=(11, 10), layout="constrained")
+    axes = figure.subplots(4, 2).ravel()
+    _draw_losses(axes[0], records)
+    _draw_metrics(axes[1], records, split)
+    train = _of_split(records, "train")
+    for place, (title, (curves, is_logarithmic)) in zip(axes[2:], _OTHERS.items()):
+        _draw(place, train, curves, title=title)
+        if is_logarithmic:
+            _set_logarithmic(place)
+    _draw(axes[6], timings, {"images_per_second": "images/s"}, title="images/s, evaluations not counted")
+    axes[6].set_ylim(bottom=0)
+    axes[7].set_axis_off()
+    return figure
+
+
+def runs_figure(runs: Sequence[tuple[str, Records, str]]) -> Figure:
+    """Returns two plots, of the loss and of AP, with a line for each run and a colour for each name.
+
+    Args:
+        runs: name, records of `metrics.jsonl` and evaluated split of each; runs that differ in their seed alone share
+            a name.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    losses, metrics = figure.subplots(1, 2)
+    names = list(dict.fromkeys(name for name, _, _ in runs))
+    for name, records, split in runs:
+        colour = f"C{names.index(name) % 10}"
+        for axes, of_split, value, marker in ((losses, "train", "loss", None), (metrics, split, "AP", "o")):
+            points = _points(_of_split(records, of_split), value)
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1)
+    handles = [losses.plot([], [], color=f"C{index % 10}")[0] for index in range(len(names))]
+    losses.legend(handles, names, frameon=False, fontsize="small")
+    for axes, title in ((losses, "training loss"), (metrics, "AP")):
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+    _set_logarithmic(losses)
+    metrics.set_ylim(bottom=0)
+    return figure
+
+
+def _draw_losses(axes: Any, records: Records) -> None:
+    _draw(axes, _of_split(records, "train"), _LOSSES, title="training loss")
+    _set_logarithmic(axes)
+
+
+def _draw_metrics(axes: Any, records: Records, split: str) -> None:
+    _draw(axes, _of_split(records, split), _METRICS, title=f"precision on {split}", marker="o")
+    axes.set_ylim(0, 1)
+
+
+def _draw(axes: Any, records: Records, curves: Mapping[str, str], *, title: str, marker: str | None = None) -> None:
+    """Draws the values of each name over the steps, those that there are."""
+    for name, label in curves.items():
+        points = _points(records, name)
+        if points:
+            of_few = marker or (None if len(points) > 1 else ".")  # one point makes no line
+            axes.plot(*zip(*points, strict=True), label=label, marker=of_few, markersize=4, linewidth=1.2)
+    axes.set(title=title, xlabel="step")
+    axes.grid(alpha=0.3)
+    if len(axes.get_lines()) > 1:
+        axes.legend(frameon=False)
+    if not axes.get_lines():
+        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", va="center", alpha=0.6)
+
+
+def _points(records: Records, name: str) -> list[tuple[int, float]]:
+    return [(record["step"], record[name]) for record in records if record.get(name) is not None]
+
+
+def _set_logarithmic(axes: Any) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _of_split(records: Records, split: str) -> Records:
+    return [record for record in records if record["split"] == split]

@@ -17,7 +17,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
 pre { background: var(--soft); padding: .7rem; overflow-x: auto; }
 nav a { margin-right: 1rem; }
 a { color: var(--mark); }
@@ -57,12 +57,13 @@ class Page:
         """Adds lines to be copied, as they are."""
         self._parts.append(f"<pre>{html.escape(text)}</pre>")
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Adds a table; a long one scrolls within the page."""
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], *, is_words: bool = False) -> None:
+        """Adds a table; a long one scrolls within the page. All columns but the first hold numbers, or else words."""
+        kind = ' class="words"' if is_words else ""
         head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>\n" for row in rows)
         self._parts.append(
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+            f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
         )
 
     def plot(self, figure: Figure, caption: str = "") -> None:
@@ -73,12 +74,7 @@ class Page:
 
     def picture(self, image: np.ndarray, caption: str = "") -> None:
         """Adds an image, uint8 `[H, W, 3]` in RGB, as JPEG."""
-        import cv2
-
-        written, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-        if not written:
-            raise ValueError(f"an image of shape {image.shape} and type {image.dtype} cannot be written as JPEG")
-        encoded = base64.b64encode(data.tobytes()).decode()
+        encoded = base64.b64encode(encode_jpeg(image)).decode()
         self._figure(f'<img alt="{html.escape(caption)}" src="data:image/jpeg;base64,{encoded}">', caption)
 
     def html(self) -> str:
@@ -109,3 +105,17 @@ class Page:
     def _figure(self, content: str, caption: str) -> None:
         below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
         self._parts.append(f"<figure>{content}{below}</figure>")
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Returns an image, uint8 `[H, W, 3]` in RGB, as the content of a JPEG file.
+
+    Raises:
+        ValueError: it is no image.
+    """
+    import cv2
+
+    written, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    if not written:
+        raise ValueError(f"an image of shape {image.shape} and type {image.dtype} cannot be written as JPEG")
+    return data.tobytes()

@@ -151,11 +151,12 @@ def run_training(
         if not seen.is_recorded:
             return
         values = {name: float(value) for name, value in jax.device_get(seen.metrics).items()}
-        writer.write(seen.step, "train", values)
-        seconds_per_step = rate.seconds_per_step(seen.step)
-        images = len(seen.image_ids) * jax.process_count()
-        seconds_left = (steps - seen.step) * seconds_per_step
-        on_progress(Progress(seen.step, steps, values, images / seconds_per_step, seconds_left))
+        num_steps, seconds = rate.since_last(seen.step)
+        images_per_second = num_steps * len(seen.image_ids) * jax.process_count() / seconds
+        timings = {"seconds": seconds, "images_per_second": images_per_second}
+        writer.write(seen.step, "train", values, timings=timings)
+        seconds_left = (steps - seen.step) * seconds / num_steps
+        on_progress(Progress(seen.step, steps, values, images_per_second, seconds_left))
 
     def _stop_before(nonfinite: NonfiniteStep) -> TrainingError:
         # The train step has kept the state before this one.
@@ -265,16 +266,17 @@ class _Unseen:
 
 
 class _Rate:
-    """Measures the time of a step over the last stretch, without evaluations."""
+    """Measures the time of the steps of the last stretch, without evaluations."""
 
     def __init__(self, step: int) -> None:
         self._step, self._time, self._pause = step, time.perf_counter(), 0.0
 
-    def seconds_per_step(self, step: int) -> float:
+    def since_last(self, step: int) -> tuple[int, float]:
+        """Returns the number of steps since the last call, and their seconds."""
         now = time.perf_counter()
-        seconds = (now - self._time - self._pause) / max(1, step - self._step)
+        num_steps, seconds = max(1, step - self._step), now - self._time - self._pause
         self._step, self._time, self._pause = step, now, 0.0
-        return max(seconds, 1e-9)
+        return num_steps, max(seconds, 1e-9)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

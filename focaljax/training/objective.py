@@ -31,12 +31,14 @@ class DetectionLoss:
     Attributes:
         total: what is minimised, `classification + box_weight * box`.
         classification: the normalised classification loss.
+        classification_of_positives: the part of it that assigned anchors have.
         box: the normalised box loss, without its weight.
         positives: mean number of assigned anchors per image.
     """
 
     total: Array
     classification: Array
+    classification_of_positives: Array
     box: Array
     positives: Array
 
@@ -143,18 +145,20 @@ def detection_loss(
     else:
         raise ValueError(f"normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}")
     if divisor == "positives":
-        classification = reduce(jnp.where(is_kept, per_anchor, 0.0), is_positive, is_ignored).mean()
+        of_anchors = lambda loss: reduce(jnp.where(is_kept, loss, 0.0), is_positive, is_ignored).mean()  # noqa: E731
     elif divisor == "kept":
-        classification = jax.vmap(losses.mean_over_positives)(per_anchor, is_kept, ~is_kept).mean()
+        of_anchors = lambda loss: jax.vmap(losses.mean_over_positives)(loss, is_kept, ~is_kept).mean()  # noqa: E731
     elif divisor == "outputs":
         outputs = class_logits.shape[-1] * jnp.maximum(is_kept.sum(), 1)
-        classification = _sum_divided(per_anchor, is_positive, ~is_kept, divisor=outputs)
+        of_anchors = lambda loss: _sum_divided(loss, is_positive, ~is_kept, divisor=outputs)  # noqa: E731
     else:
         raise ValueError(f"divisor must be one of {', '.join(DIVISORS)}, got {divisor!r}")
+    classification = of_anchors(per_anchor)
     box = reduce(per_box, is_positive, ~is_positive).mean()
     return DetectionLoss(
         total=classification + box_weight * box,
         classification=classification,
+        classification_of_positives=of_anchors(jnp.where(is_positive, jax.lax.stop_gradient(per_anchor), 0.0)),
         box=box,
         positives=is_positive.sum(axis=-1).astype(jnp.float32).mean(),
     )

@@ -19,6 +19,9 @@ from focaljax.training.state import TrainState, update_ema
 # What a step does whose loss or gradient is not finite.
 ON_NONFINITE = ("stop", "skip")
 
+# The smallest normal number in float32.
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+
 Array = jax.Array
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -133,6 +136,8 @@ def make_train_step(
             "classification_loss": value.classification,
             "box_loss": value.box,
             "positives": value.positives,
+            # A batch that is ignored as a whole has a loss of 0, and a share of it.
+            "positive_share": value.classification_of_positives / jnp.maximum(value.classification, _TINY),
             "gradient_norm": gradient_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "skipped": new_state.skipped,

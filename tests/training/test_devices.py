@@ -37,7 +37,7 @@ def compiled_step(detector, mesh, large=2**60):
 
 
 def train(norm, normalizer, mesh, large=2**60):
-    """Losses of twenty steps, and the variables after them."""
+    """Losses of twenty steps, with what else is summed over the batch, and the variables after them."""
     detector = detector_of(norm, normalizer)
     step, places = compiled_step(detector, mesh, large=large)
     state = jax.jit(lambda state: state, out_shardings=places)(jax.device_get(detector.initial_state()))
@@ -49,7 +49,7 @@ def train(norm, normalizer, mesh, large=2**60):
     for seed in range(STEPS):
         batch = {name: values[rows] for name, values in make_batch(seed).items()}
         state, metrics = step(state, meshes.put_batch(batch, mesh))
-        losses.append(float(metrics["loss"]))
+        losses.append([float(metrics[name]) for name in ("loss", "positives", "positive_share")])
     variables = meshes.copy_to_all((state.params, state.batch_stats, state.ema_params), mesh)
     return losses, jax.device_get(variables), state
 

@@ -54,6 +54,24 @@ def test_each_image_is_divided_by_its_own_assigned_anchors():
     assert float(loss.positives) == 1.5
 
 
+@pytest.mark.parametrize("normalizer", ["image", "batch", "none"])
+def test_part_of_assigned_anchors_is_divided_like_the_whole(normalizer):
+    loss = loss_of(
+        jnp.zeros((2, 4, 2)), jnp.zeros((2, 4, 4)), batch_targets(*ONE_AND_TWO_OBJECTS), normalizer=normalizer
+    )
+    # Each anchor has 2 ln 2. Image 1: one of one object. Image 2: two of two. Both means are 2 ln 2, the sum is 6 ln 2.
+    expected = 3 * LN2 if normalizer == "none" else 2 * LN2
+    assert float(loss.classification_of_positives) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_gradient_comes_from_the_part_of_assigned_anchors():
+    def part(logits):
+        loss = loss_of(logits, jnp.zeros((2, 4, 4)), batch_targets(*ONE_AND_TWO_OBJECTS))
+        return loss.classification_of_positives
+
+    np.testing.assert_array_equal(jax.grad(part)(jnp.zeros((2, 4, 2))), 0.0)
+
+
 def test_batch_normalizer_divides_by_the_objects_of_the_batch():
     loss = loss_of(jnp.zeros((2, 4, 2)), jnp.zeros((2, 4, 4)), batch_targets(*ONE_AND_TWO_OBJECTS), normalizer="batch")
     # 7 anchors count, 3 objects.
@@ -72,6 +90,8 @@ def test_mined_anchors_are_divided_by_the_assigned_or_by_themselves():
     assert float(loss_of(*batch, mining=keeps_two).classification) == pytest.approx(3 * LN2, rel=1e-6)
     of_kept = loss_of(*batch, mining=keeps_two, divisor="kept")
     assert float(of_kept.classification) == pytest.approx(2 * LN2, rel=1e-6)
+    # Of image 1 the kept ones are its object and one more, of image 2 one of its two objects and one more.
+    assert float(of_kept.classification_of_positives) == pytest.approx(LN2, rel=1e-6)
     # Boxes are those of all objects.
     assert float(of_kept.box) == float(loss_of(*batch).box)
 
@@ -81,6 +101,8 @@ def test_ghm_is_divided_by_all_outputs_that_count():
     loss = loss_of(*batch, classification="ghm", divisor="outputs")
     # All gradients are 1/2: of ten parts one has all, so that each weighs a tenth.
     assert float(loss.classification) == pytest.approx(LN2 / 10, rel=1e-6)
+    # Three of the seven anchors that count have an object.
+    assert float(loss.classification_of_positives) == pytest.approx(3 / 7 * LN2 / 10, rel=1e-6)
 
 
 def test_box_loss_is_of_assigned_anchors_only_and_weighted_in_the_total():

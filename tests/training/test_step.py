@@ -76,10 +76,19 @@ def test_network_is_given_pixels_as_the_settings_say(small_detector, batch):
 def test_metrics_are_scalars_of_known_names(small_detector, one_step, batch):
     _, metrics = one_step(small_detector.initial_state(), batch)
     assert set(metrics) == {
-        "loss", "classification_loss", "box_loss", "positives", "gradient_norm", "learning_rate", "skipped",
+        "loss", "classification_loss", "box_loss", "positives", "positive_share", "gradient_norm", "learning_rate",
+        "skipped",
     }  # fmt: skip
     assert all(value.shape == () and np.isfinite(value) for value in metrics.values())
     assert float(metrics["loss"]) == pytest.approx(float(metrics["classification_loss"] + metrics["box_loss"]))
+    assert 0.0 < float(metrics["positive_share"]) < 1.0
+
+
+def test_batch_without_objects_has_no_share_of_assigned_anchors(small_detector, one_step, batch):
+    empty = {**batch, "is_box": np.zeros_like(batch["is_box"])}
+    _, metrics = one_step(small_detector.initial_state(), empty)
+    assert (float(metrics["positives"]), float(metrics["positive_share"])) == (0.0, 0.0)
+    assert float(metrics["classification_loss"]) > 0.0
 
 
 @pytest.mark.parametrize("normalizer", ["image", "batch", "ema"])

@@ -1,0 +1,334 @@
+"""The page about one run, from the files in its workdir and its data."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from focaljax.cli.build import load_classes, make_source
+from focaljax.cli.config import default_config, flatten, load_saved_config
+from focaljax.cli.console import duration
+from focaljax.cli.main import UsageError
+from focaljax.cli.runtime import holder_of
+from focaljax.data.example import DataError, Source
+from focaljax.evaluation import analysis
+from focaljax.evaluation.analysis_plots import (
+    MOST_CELLS,
+    MOST_CURVES,
+    confusion_figure,
+    precision_recall_figure,
+    score_figure,
+)
+from focaljax.evaluation.coco_engines import DetectionTable, ObjectTable
+from focaljax.evaluation.coco_metrics import MEANINGS, read_coco_results
+from focaljax.evaluation.coco_tables import detection_table, numbered, object_table
+from focaljax.evaluation.curves import curves_figure
+from focaljax.evaluation.detections import ImageDetections
+from focaljax.evaluation.drawing import comparison_sheet
+from focaljax.evaluation.page import Page
+from focaljax.training.metrics import read_metrics, read_timings
+
+_IOUS = (0.5, 0.75)
+# Of what is confused with what, so many kinds are listed.
+_MOST_CONFUSIONS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the files of a run say.
+
+    Attributes:
+        workdir: of the run.
+        config: every setting.
+        records: of metrics.jsonl.
+        timings: of timings.jsonl.
+        starts: of starts.jsonl; none of an older run.
+        is_in_use: a process works on it, or was killed at it.
+    """
+
+    workdir: pathlib.Path
+    config: ConfigDict
+    records: list[dict[str, Any]]
+    timings: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
+    is_in_use: bool
+
+    @property
+    def last_step(self) -> int:
+        """The last step that stands in the records; 0: none yet."""
+        return max((record["step"] for record in self.records), default=0)
+
+    def best(self, split: str) -> dict[str, Any] | None:
+        """Returns the record of the evaluation with the highest AP, the first of equals; None: there is none."""
+        evaluations = [record for record in self.records if record["split"] == split and record.get("AP") is not None]
+        return max(evaluations, key=lambda record: record["AP"], default=None)
+
+    def state(self) -> str:
+        """Returns in words how far the run is."""
+        steps = self.config.optim.steps
+        if self.last_step >= steps:
+            return f"finished, {steps} steps"
+        how = f"in use by {holder_of(self.workdir)}" if self.is_in_use else "not finished; the same command goes on"
+        return f"step {self.last_step} of {steps}, {how}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The detections of a split beside its ground truth; numbers of images and classes count from 1."""
+
+    source: Source
+    objects: ObjectTable
+    detections: DetectionTable
+    class_names: tuple[str, ...]
+    num_images: int
+
+
+def load_run(workdir: pathlib.Path) -> Run:
+    """Returns what the files of a run say.
+
+    Raises:
+        UsageError: it is no workdir of a run.
+    """
+    return Run(
+        workdir=workdir,
+        config=load_saved_config(workdir),
+        records=read_metrics(workdir),
+        timings=read_timings(workdir),
+        starts=_read_starts(workdir),
+        is_in_use=(workdir / "running.json").exists(),
+    )
+
+
+def run_page(workdir: pathlib.Path, split: str, *, min_score: float, num_pictures: int) -> Page:
+    """Returns the page.
+
+    Args:
+        workdir: of the run.
+        split: whose evaluation is shown; '': the config's.
+        min_score: of detections in confusions, scores of images and pictures.
+        num_pictures: of the best images, and of the worst.
+
+    Raises:
+        UsageError: it is no workdir of a run, or a file in it cannot be read.
+        DataError: the results file cannot be read.
+    """
+    run = load_run(workdir)
+    split = split or run.config.eval.split
+    evaluation = _read_evaluation(workdir / f"evaluation_{split}.json")
+    page = Page(f"{workdir.absolute().name}: {run.config.model.backbone} on {run.config.data.source}, {split}")
+    _add_summary(page, run, split, evaluation)
+    page.section("Curves")
+    if run.records:
+        page.plot(curves_figure(run.records, run.timings, split=run.config.eval.split))
+    else:
+        page.text(f"Nothing is recorded yet: the first record comes after {run.config.log.every} steps (log.every).")
+    if evaluation is None:
+        page.section("Detections")
+        page.text(f"There is no evaluation on {split} yet, so that AP and all that follows from detections is missing.")
+        page.text(
+            "One is made at the end of training, every eval.every steps, and, where a checkpoint is saved, by this:"
+        )
+        page.code(f"focaljax evaluate --workdir {workdir} --split {split}")
+    else:
+        _add_evaluation(page, run, split, evaluation, min_score=min_score, num_pictures=num_pictures)
+    _add_settings(page, run.config)
+    return page
+
+
+def _add_summary(page: Page, run: Run, split: str, evaluation: dict[str, Any] | None) -> None:
+    page.section("Summary")
+    config, best = run.config, run.best(run.config.eval.split)
+    rows: list[tuple[str, object]] = [("workdir", run.workdir.absolute()), ("state", run.state())]
+    if evaluation is not None:
+        rows.append((f"AP on {split}", f"{shown(evaluation['AP'])}, at step {evaluation.get('step', 'unknown')}"))
+    if best is not None:
+        rows.append((f"best AP on {config.eval.split}", f"{shown(best['AP'])}, at step {best['step']}"))
+    batch = config.optim.batch_size
+    rows.append(("images in training", f"{run.last_step * batch}, {batch} a step"))
+    if run.timings:
+        seconds = sum(timing["seconds"] for timing in run.timings)
+        rate = np.median([timing["images_per_second"] for timing in run.timings])
+        rows.append(("time", f"{duration(seconds)} in training steps, {rate:.1f} images/s (median)"))
+    for start in run.starts:
+        rows.append((f"started after step {start['step']}", f"{start['time']}, {start['devices']}"))
+    if run.starts:
+        rows.append(
+            ("versions", ", ".join(f"{name} {version}" for name, version in run.starts[-1]["versions"].items()))
+        )
+    page.table(("", ""), rows, is_words=True)
+    if evaluation is not None:
+        page.table(
+            ("metric", "value", "meaning"),
+            [(name, shown(evaluation[name]), meaning) for name, meaning in MEANINGS.items()],
+            is_words=True,
+        )
+        page.text(f"Computed with {evaluation.get('engine', 'an unknown engine')}; - where there are no such objects.")
+    page.text("To make it anew:" if run.starts else "Its command was not written down: the run is of an older version.")
+    if run.starts:
+        page.code(run.starts[0]["command"])
+
+
+def _add_evaluation(
+    page: Page, run: Run, split: str, evaluation: dict[str, Any], *, min_score: float, num_pictures: int
+) -> None:
+    found, why_not = _load_found(run, split)
+    if found is None:
+        _add_classes(page, evaluation, {})
+        page.section("Detections")
+        page.text(f"Without the data of {split} there are no curves, no confusions and no pictures: {why_not}")
+        return
+    at_iou = {iou: analysis.match_detections(found.objects, found.detections, iou_threshold=iou) for iou in _IOUS}
+    of_classes = {"num_classes": len(found.class_names)}
+    curves = {
+        iou: analysis.precision_recall(matches, found.objects, found.detections, **of_classes)
+        for iou, matches in at_iou.items()
+    }
+    by_name = dict(zip(evaluation["per_class"], range(1, len(found.class_names) + 1)))
+    _add_classes(
+        page, evaluation, {name: curves[0.5][number] for name, number in by_name.items() if number in curves[0.5]}
+    )
+
+    page.section("Precision and recall")
+    count = len(curves[0.5])
+    few = f"; of {count} classes the {MOST_CURVES} with the most objects" if count > MOST_CURVES else ""
+    page.plot(
+        precision_recall_figure(curves, found.class_names),
+        f"COCO's curves, with each class's AP at this IoU{few}. Crowds do not count.",
+    )
+    page.section("Scores")
+    right_or_wrong = at_iou[0.5].is_true, at_iou[0.5].is_false
+    page.plot(
+        score_figure(found.detections.scores, *right_or_wrong, min_score=min_score),
+        f"Right: it found an object of its class at IoU 0.5 that no higher score had found. Dotted: {min_score:g}.",
+    )
+    of_score = analysis.above(found.detections, min_score)
+    _add_confusions(page, found, of_score, min_score)
+    if num_pictures:
+        _add_pictures(page, found, of_score, min_score, num_pictures)
+
+
+def _add_classes(page: Page, evaluation: dict[str, Any], curves: dict[str, analysis.ClassCurve]) -> None:
+    page.section("Classes")
+    header = ["class", "AP", "AP50", "AP75", "objects"]
+    rows = [
+        [name, *(shown(numbers[key]) for key in header[1:4]), numbers["ground_truths"]]
+        for name, numbers in evaluation["per_class"].items()
+    ]
+    if not curves:
+        page.table(header, rows)
+        return
+    best = {name: [shown(curve.best_f1), shown(curve.best_score)] for name, curve in curves.items()}
+    page.table([*header, "best F1", "at score"], [[*row, *best.get(row[0], ["-", "-"])] for row in rows])
+    page.text("Best F1: of all score thresholds, at IoU 0.5; a threshold for use that weighs both errors equally.")
+
+
+def _add_confusions(page: Page, found: _Found, detections: DetectionTable, min_score: float) -> None:
+    page.section("Confusions")
+    matches = analysis.match_detections(found.objects, detections, iou_threshold=0.5, by_class=False)
+    counts = analysis.confusion_matrix(matches, found.objects, detections, num_classes=len(found.class_names))
+    page.plot(
+        confusion_figure(counts, found.class_names),
+        f"Detections from score {min_score:g} on, the highest first: each takes the free object of whatever class that "
+        "it overlaps most, from IoU 0.5 on.",
+    )
+    if len(counts) > MOST_CELLS:
+        off_diagonal = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+        is_names, seen_names = (*found.class_names, "(background)"), (*found.class_names, "(missed)")
+        order = np.argsort(-off_diagonal, axis=None, kind="stable")[:_MOST_CONFUSIONS]
+        pairs = [np.unravel_index(place, counts.shape) for place in order]
+        page.table(
+            ("is", "seen as", "times"), [(is_names[i], seen_names[j], counts[i, j]) for i, j in pairs if counts[i, j]]
+        )
+
+
+def _add_pictures(page: Page, found: _Found, detections: DetectionTable, min_score: float, count: int) -> None:
+    page.section("Images")
+    page.text(
+        f"By F1 at IoU 0.5 of the detections from score {min_score:g} on: 2 found / (2 found + missed + wrong). Of "
+        "equals, the best are those with the most found, the worst those with the most missed and wrong. Left the "
+        "ground truth, right the detections."
+    )
+    matches = analysis.match_detections(found.objects, detections, iou_threshold=0.5)
+    scores = analysis.image_scores(matches, found.objects, detections, num_images=found.num_images)
+    best = sorted(scores, key=lambda one: (-one.f1, -one.found))[:count]
+    worst = sorted(scores, key=lambda one: (one.f1, -one.missed - one.false))[:count]
+    ids = list(numbered(image["id"] for image in found.source.ground_truth()["images"]))
+    place = {image["id"]: index for index, image in enumerate(found.source.ground_truth()["images"])}
+    for title, some in (("worst", worst), ("best", best)):
+        for rank, score in enumerate(some, start=1):
+            image_id = ids[score.image - 1]
+            what = f"{score.found} found, {score.missed} missed, {score.false} wrong: F1 {score.f1:.3f}"
+            try:
+                example = found.source[place[image_id]]
+            except (DataError, OSError) as error:
+                page.text(f"{title} {rank}: image {image_id}, {what}; it cannot be read ({error})")
+                continue
+            sheet = comparison_sheet(
+                [example], [_of_image(found, score.image, image_id)], found.source.class_names, min_score=min_score
+            )
+            page.picture(sheet, f"{title} {rank}: {example.file_name} (image {image_id}), {what}")
+
+
+def _add_settings(page: Page, config: ConfigDict) -> None:
+    defaults, settings = dict(flatten(default_config())), dict(flatten(config))
+    page.section("Settings")
+    changed = [(key, value, defaults.get(key, "")) for key, value in settings.items() if value != defaults.get(key)]
+    page.text(f"{len(changed)} of {len(settings)} settings differ from the defaults:")
+    page.table(("setting", "value", "default"), changed, is_words=True)
+    page.text("All of them:")
+    page.table(("setting", "value"), list(settings.items()), is_words=True)
+
+
+def _load_found(run: Run, split: str) -> tuple[_Found | None, str]:
+    """Returns the detections beside the ground truth, or None and why it is not to be had."""
+    config = run.config.copy_and_resolve_references()
+    config.data.cache = ""  # which would first decode every image
+    try:
+        source = make_source(config, split, classes=load_classes(run.workdir))
+        truth, results = source.ground_truth(), read_coco_results(run.workdir / f"detections_{split}.json")
+        images, classes = (numbered(entry["id"] for entry in truth[name]) for name in ("images", "categories"))
+        objects, detections = (
+            object_table(truth["annotations"], images, classes),
+            detection_table(results, images, classes),
+        )
+    except (UsageError, DataError, OSError, ValueError) as error:
+        return None, str(error)
+    names = {entry["id"]: entry["name"] for entry in truth["categories"]}
+    return _Found(source, objects, detections, tuple(names[key] for key in classes), len(images)), ""
+
+
+def _of_image(found: _Found, number: int, image_id: Any) -> ImageDetections:
+    """Returns the detections of one image, labelled as its source has them."""
+    is_of_image = found.detections.images == number
+    corners = found.detections.boxes_xywh[is_of_image].copy()
+    corners[:, 2:] += corners[:, :2]
+    labels = np.argsort(found.source.category_ids)[found.detections.classes[is_of_image] - 1]
+    return ImageDetections(image_id, corners, found.detections.scores[is_of_image], labels)
+
+
+def _read_evaluation(path: pathlib.Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        evaluation = json.loads(path.read_text())
+        if {*MEANINGS, "per_class"} <= evaluation.keys():
+            return evaluation
+        reason = "it lacks some of COCO's numbers"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+    raise UsageError(f"{path} cannot be read ({reason}): `focaljax evaluate` writes it anew")
+
+
+def _read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path = workdir / "starts.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def shown(value: float | None) -> str:
+    """Returns a number as the page has it; - where there is none."""
+    return "-" if value is None or np.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,62 @@
+"""The page about a sweep: its table and plot, and how far each run is."""
+
+import pathlib
+from collections.abc import Sequence
+
+import cv2
+from matplotlib.figure import Figure
+
+from focaljax.cli.console import duration
+from focaljax.cli.report_run import Run, load_run, shown
+from focaljax.evaluation.analysis_plots import plot_label
+from focaljax.evaluation.curves import runs_figure
+from focaljax.evaluation.page import Page
+
+# Of the folders below a sweep's: data set, row, seed.
+_DEPTH = 3
+
+
+def runs_below(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the workdirs of runs up to three folders below, as `focaljax sweep` makes them."""
+    patterns = ["/".join(["*"] * depth + ["config.json"]) for depth in range(1, _DEPTH + 1)]
+    return sorted(path.parent for pattern in patterns for path in workdir.glob(pattern))
+
+
+def sweep_page(workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> Page:
+    """Returns the page.
+
+    Args:
+        workdir: of the sweep.
+        folders: of its runs.
+
+    Raises:
+        UsageError: the files of a run cannot be read.
+    """
+    runs = [load_run(folder) for folder in folders]
+    page = Page(f"{workdir.absolute().name}: {len(runs)} runs")
+    for results in sorted(workdir.rglob("results.md")):
+        page.section(f"Table, {results.parent.name}")
+        page.code(results.read_text(encoding="utf-8"))
+        picture = cv2.imread(str(results.with_suffix(".png")))
+        if picture is not None:
+            page.picture(picture[..., ::-1], "each dot a seed")
+    page.section("Runs")
+    page.table(("run", "state", "evaluations", "best AP", "at step", "time"), [_row(workdir, run) for run in runs])
+    page.section("Curves")
+    page.plot(_figure(runs), "a colour a row, a line a seed")
+    page.section("Pages of the runs")
+    page.code("\n".join(f"focaljax report --workdir {run.workdir}" for run in runs))
+    return page
+
+
+def _row(workdir: pathlib.Path, run: Run) -> tuple[object, ...]:
+    split = run.config.eval.split
+    best = run.best(split)
+    count = sum(record["split"] == split for record in run.records)
+    seconds = sum(timing["seconds"] for timing in run.timings)
+    numbers = (shown(best["AP"]), best["step"]) if best else ("-", "-")
+    return (run.workdir.relative_to(workdir), run.state(), count, *numbers, duration(seconds) if seconds else "-")
+
+
+def _figure(runs: Sequence[Run]) -> Figure:
+    return runs_figure([(plot_label(run.workdir.parent.name), run.records, run.config.eval.split) for run in runs])
