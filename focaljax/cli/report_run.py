@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def run_page(workdir: pathlib.Path, split: str, *, min_score: float, num_picture
         page.text(
             "One is made at the end of training, every eval.every steps, and, where a checkpoint is saved, by this:"
         )
-        page.code(f"focaljax evaluate --workdir {workdir} --split {split}")
+        page.code(shlex.join(["focaljax", "evaluate", "--workdir", str(workdir), "--split", split]))
     else:
         _add_evaluation(page, run, split, evaluation, min_score=min_score, num_pictures=num_pictures)
     _add_settings(page, run.config)

@@ -1,6 +1,7 @@
 """The page about a sweep: its table and plot, and how far each run is."""
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 import cv2
@@ -45,7 +46,7 @@ def sweep_page(workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> Page:
     page.section("Curves")
     page.plot(_figure(runs), "a colour a row, a line a seed")
     page.section("Pages of the runs")
-    page.code("\n".join(f"focaljax report --workdir {run.workdir}" for run in runs))
+    page.code("\n".join(shlex.join(["focaljax", "report", "--workdir", str(run.workdir)]) for run in runs))
     return page
 
 

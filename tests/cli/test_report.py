@@ -171,4 +171,4 @@ def test_page_of_a_sweep_lists_its_runs(run, tmp_path_factory):
     assert headings == ["Table, tiny", "Runs", "Curves"]
     assert "| a sweep | AP |" in text
     assert {"tiny/gamma 2/seed0", "tiny/gamma 2/seed1"} <= set(parsed.words)
-    assert text.count("focaljax report --workdir") == 2
+    assert f"focaljax report --workdir '{sweep}/tiny/gamma 2/seed0'" in text
