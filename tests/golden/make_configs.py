@@ -16,9 +16,12 @@ GOLDEN = pathlib.Path(__file__).parent / "configs"
 
 def resolved(config: pathlib.Path) -> str:
     """Returns the settings of a config file, a sorted line `key = value` each, as where no data folder is there."""
-    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
-        settings = flatten(load_config([f"--config={config}"]))
-        return "".join(sorted(f"{key} = {value!r}\n" for key, value in settings))
+    with tempfile.TemporaryDirectory() as empty:
+        project = pathlib.Path(empty) / "project"  # what lies beside it, such as shared/, is not there either
+        project.mkdir()
+        with contextlib.chdir(project):
+            settings = list(flatten(load_config([f"--config={config}"])))
+    return "".join(sorted(f"{key} = {value!r}\n" for key, value in settings))
 
 
 def main() -> None:
