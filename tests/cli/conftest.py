@@ -7,7 +7,11 @@ import jax
 import pytest
 
 from focaljax.cli.main import main
+from focaljax.models.variables import flatten_variables
+from focaljax.models.variants import VARIANTS
+from focaljax.models.weight_files import write_weights
 from focaljax.training import mesh as meshes
+from tests import small_detectors
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 
@@ -27,6 +31,22 @@ def one_device():
     """Verbs run on one device: a detector compiles much faster for one than for eight."""
     with devices_of_runs(1):
         yield
+
+
+@pytest.fixture(scope="module")
+def tiny_variant():
+    """A published form that is small: `--variant tiny`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "tiny", small_detectors.tiny_variant("torchvision_v1"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_variant, tmp_path_factory):
+    """The path of its weights."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    write_weights(path, flatten_variables(small_detectors.tiny_variables()))
+    return str(path)
 
 
 @pytest.fixture(scope="session")

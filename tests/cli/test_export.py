@@ -16,29 +16,13 @@ from focaljax.cli.main import main
 from focaljax.data.images import decode_upright_image
 from focaljax.evaluation.drawing import write_image
 from focaljax.evaluation.export import ExportError
-from focaljax.models.variables import flatten_variables
-from focaljax.models.variants import VARIANTS
 from focaljax.models.weight_files import write_weights
 from tests import small_detectors
 from tests.cli.test_usage import fails
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "tiny_variant")
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs/export.md").read_text()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_variant():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(VARIANTS, "tiny", small_detectors.tiny_variant("torchvision_v1"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
-    write_weights(path, flatten_variables(small_detectors.tiny_variables()))
-    return str(path)
 
 
 @pytest.fixture(scope="module")

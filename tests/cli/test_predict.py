@@ -13,27 +13,10 @@ from focaljax.cli.main import main
 from focaljax.cli.predict import find_images, image_ids_of, picture_names
 from focaljax.detector import TestTimeAugmentation
 from focaljax.evaluation.drawing import write_image
-from focaljax.models.variables import flatten_variables
-from focaljax.models.variants import VARIANTS
-from focaljax.models.weight_files import write_weights
 from tests import small_detectors
 from tests.cli.conftest import devices_of_runs
 
-pytestmark = pytest.mark.usefixtures("one_device")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_variant():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(VARIANTS, "tiny", small_detectors.tiny_variant("torchvision_v1"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
-    write_weights(path, flatten_variables(small_detectors.tiny_variables()))
-    return str(path)
+pytestmark = pytest.mark.usefixtures("one_device", "tiny_variant")
 
 
 @pytest.fixture(scope="module")
