@@ -6,9 +6,12 @@ import io
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:  # which would look for fonts whenever a run begins
+    from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; --mark: #1b5e8c; }
@@ -66,7 +69,7 @@ class Page:
             f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
         )
 
-    def plot(self, figure: Figure, caption: str = "") -> None:
+    def plot(self, figure: "Figure", caption: str = "") -> None:
         """Adds a figure of matplotlib, drawn as SVG."""
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
