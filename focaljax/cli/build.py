@@ -131,7 +131,7 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
     _require(config, f"data.{split}.name")
     if data.source == "tfds":
         _require(config, "data.tfds_name", "data.root")
-        return TfdsSource(data.tfds_name, part.name, data_dir=data.root)
+        return TfdsSource(data.tfds_name, part.name, data_dir=data.root, timeout=data.timeout)
     if data.source == "shapes":
         from focaljax.data.shapes import prepare_shapes
 
@@ -143,7 +143,7 @@ def _whole_source(config: ConfigDict, split: str, classes: Classes | None) -> So
                 **data.shapes,
                 on_progress=lambda done, total: progress.update(task, completed=done, total=total, visible=True),
             )
-        return TfdsSource(folder, part.name)
+        return TfdsSource(folder, part.name, timeout=data.timeout)
     raise UsageError(f"data.source must be 'coco', 'voc', 'tfds' or 'shapes', got {data.source!r}")
 
 

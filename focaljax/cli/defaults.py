@@ -49,7 +49,7 @@ def default_config() -> ConfigDict:
     # mixup twice as many. Where there are more boxes, the largest stay, and that is reported.
     data.max_boxes = 0
     data.num_threads = 0  # that read images; 0: as many as there are cores
-    data.timeout = 600.0  # seconds; a batch that takes longer is an error: a file hangs
+    data.timeout = 600.0  # seconds; data that takes longer is an error: a file hangs
     # A folder for the decoded images, three bytes a pixel, so that no epoch but the first decodes; one for each data
     # set, in memory or on a fast disk; '': none. They are kept resized unless `augment` changes scale or colours.
     data.cache = ""

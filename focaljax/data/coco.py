@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from focaljax.data import images as image_files
-from focaljax.data.deadline import with_deadline
+from focaljax.data.deadline import DATA_TIMEOUT, in_time, with_deadline
 from focaljax.data.example import DataError, Example, UnreadableImageError
 from focaljax.data.files import read_regular_file
 from focaljax.data.repair import ImageEntry, read_annotations, read_classes, read_image_entries, repair_boxes
@@ -23,7 +24,6 @@ _MEMBERS = ("images", "annotations", "categories")
 # Threads hide the latency of network file systems; a task of some hundred files hides the cost of a thread pool.
 _CHECK_THREADS = 16
 _CHECK_CHUNK = 256
-CHECK_TIMEOUT = 600.0  # seconds
 
 
 class AnnotatedImages:
@@ -52,7 +52,7 @@ class AnnotatedImages:
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
         check_images: bool = True,
-        timeout: float = CHECK_TIMEOUT,
+        timeout: float = DATA_TIMEOUT,
         report: DataReport | None = None,
     ) -> None:
         self.report = DataReport() if report is None else report
@@ -209,7 +209,7 @@ class CocoSource(AnnotatedImages):
             annotations of other classes are left out, and every name must be in the JSON.
         category_ids: as `class_names`, by category id. With both given, label k is id `category_ids[k]` named
             `class_names[k]`, also if the JSON lacks it.
-        timeout: the longest wait, in seconds, for the look at some hundred image files.
+        timeout: the longest wait, in seconds, for the annotation file, and for the look at some hundred image files.
 
     Raises:
         StalledError: a disk or network folder hangs.
@@ -225,10 +225,10 @@ class CocoSource(AnnotatedImages):
         check_images: bool = True,
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
-        timeout: float = CHECK_TIMEOUT,
+        timeout: float = DATA_TIMEOUT,
     ) -> None:
-        document = read_coco_json(annotations)
-        require_folder(images, "images folder")
+        document = read_coco_json(annotations, timeout=timeout)
+        require_folder(images, "images folder", timeout=timeout)
         super().__init__(
             images,
             document,
@@ -240,19 +240,22 @@ class CocoSource(AnnotatedImages):
         )
 
 
-def read_coco_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_coco_json(path: str | os.PathLike[str], *, timeout: float = DATA_TIMEOUT) -> dict[str, Any]:
     """Returns a COCO annotation file's content; outlines (`segmentation`), most of its bytes, are left out.
 
     Args:
         path: the JSON file, UTF-8.
+        timeout: the longest wait for it, in seconds.
 
     Raises:
+        StalledError: the file hangs.
         DataError: if the file cannot be read, is not valid JSON (with line and column), or is not an object with the
             lists `images`, `annotations` and `categories`.
     """
     name = os.fspath(path)
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+        read = functools.partial(pathlib.Path(path).read_text, encoding="utf-8-sig")
+        text = in_time(read, timeout, what=f"annotation file {name}")
     except FileNotFoundError:
         raise DataError(f"annotation file {name} does not exist; correct the path") from None
     except OSError as error:
@@ -287,13 +290,14 @@ def read_coco_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return document
 
 
-def require_folder(path: str | os.PathLike[str], what: str) -> None:
+def require_folder(path: str | os.PathLike[str], what: str, *, timeout: float = DATA_TIMEOUT) -> None:
     """Raises a `DataError` that names `path` unless it is a folder; `what` says what it should hold.
 
     Raises:
         DataError: see above.
+        StalledError: there was no answer within `timeout` seconds.
     """
-    if not os.path.isdir(path):
+    if not in_time(lambda: os.path.isdir(path), timeout, what=f"answer from {what} {os.fspath(path)}"):
         state = "is not a folder" if os.path.exists(path) else "does not exist"
         raise DataError(f"{what} {os.fspath(path)} {state}; correct the path")
 

@@ -1,13 +1,15 @@
-"""A bound on how long training waits for its data."""
+"""A bound on how long is waited for data."""
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 from focaljax.data.example import DataError
 
 T = TypeVar("T")
+
+DATA_TIMEOUT = 600.0  # seconds
 
 
 class StalledError(DataError):
@@ -62,7 +64,7 @@ def with_deadline(items: Iterator[T], seconds: float, *, what: str = "batch") ->
             except queue.Empty:
                 raise StalledError(
                     f"no {what} came within {seconds:g} s (data.timeout): a disk or network folder hangs, or a thread "
-                    "that reads died; check that the images can be read, then start the same command again"
+                    "that reads died; check that the files can be read, then start the same command again"
                 ) from None
             if kind == "end":
                 return
@@ -71,3 +73,25 @@ def with_deadline(items: Iterator[T], seconds: float, *, what: str = "batch") ->
             yield value  # type: ignore[misc]
     finally:
         is_closed.set()
+
+
+def in_time(read: Callable[[], T], seconds: float, *, what: str) -> T:
+    """Returns what `read` returns, or raises what it raises; another thread calls it.
+
+    Args:
+        read: such as the reading of a file that may hang.
+        seconds: the longest wait; above 0.
+        what: is read, for the message.
+
+    Raises:
+        StalledError: it did not return in time.
+
+    Example:
+        >>> in_time(lambda: "text", seconds=60.0, what="file")
+        'text'
+    """
+
+    def one() -> Generator[T, None, None]:
+        yield read()
+
+    return next(with_deadline(one(), seconds, what=what))

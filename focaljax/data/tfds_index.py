@@ -2,17 +2,19 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 import struct
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import simplejpeg
 
+from focaljax.data.deadline import DATA_TIMEOUT, with_deadline
 from focaljax.data.example import UnreadableImageError
 from focaljax.data.images import decode_image
 
@@ -57,8 +59,12 @@ class SplitIndex:
     skipped_reasons: np.ndarray
 
 
-def load_or_read_index(records: Any, folder: str, split: str) -> SplitIndex:
-    """Returns the split's index from the file that an earlier start kept, or from the records."""
+def load_or_read_index(records: Any, folder: str, split: str, *, timeout: float = DATA_TIMEOUT) -> SplitIndex:
+    """Returns the split's index from the file that an earlier start kept, or from the records.
+
+    Raises:
+        StalledError: some records did not come within `timeout` seconds.
+    """
     kept = pathlib.Path(folder, f"focaljax-{records_state(records, folder, split)[:16]}.npz")
     try:
         with np.load(kept, allow_pickle=False) as arrays:
@@ -66,7 +72,7 @@ def load_or_read_index(records: Any, folder: str, split: str) -> SplitIndex:
     except Exception:
         pass  # none was kept, or it is damaged: the records are the truth
     start = time.monotonic()
-    index = read_index(records)
+    index = read_index(records, timeout=timeout, what=f"record from {folder}")
     if time.monotonic() - start > _KEEP_AFTER_SECONDS:
         _keep(index, kept)
     return index
@@ -93,12 +99,12 @@ def _keep(index: SplitIndex, path: pathlib.Path) -> None:
         pathlib.Path(name).unlink(missing_ok=True)
 
 
-def read_index(records: Any) -> SplitIndex:
+def read_index(records: Any, *, timeout: float = DATA_TIMEOUT, what: str = "record") -> SplitIndex:
     """Reads the annotations of all records; images are measured by their headers, not decoded."""
     images: list[tuple[int, str, int, tuple[int, int], int]] = []
     skipped: list[tuple[str, int, str]] = []
     columns = [_object_columns({})]
-    for position, feature in _parsed(records):
+    for position, feature in _parsed(with_deadline(_chunks(records), timeout, what=what)):
         name = feature["image/filename"].bytes_list.value if "image/filename" in feature else ()
         ids = feature["image/id"].int64_list.value if "image/id" in feature else ()
         file_name = name[0].decode(errors="replace") if name else f"record {position}"
@@ -134,11 +140,14 @@ def read_index(records: Any) -> SplitIndex:
     )
 
 
-def _parsed(records: Any) -> Iterator[tuple[int, Any]]:
+def _chunks(records: Any) -> Iterator[Sequence[bytes]]:
     for start in range(0, len(records), _READ_AT_ONCE):
-        positions = range(start, min(start + _READ_AT_ONCE, len(records)))
-        for position, record in zip(positions, records.__getitems__(list(positions))):
-            yield position, parse_record(record)
+        yield records.__getitems__(list(range(start, min(start + _READ_AT_ONCE, len(records)))))
+
+
+def _parsed(chunks: Iterable[Sequence[bytes]]) -> Iterator[tuple[int, Any]]:
+    for position, record in enumerate(itertools.chain.from_iterable(chunks)):
+        yield position, parse_record(record)
 
 
 def parse_record(record: bytes) -> Any:

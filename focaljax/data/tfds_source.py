@@ -1,5 +1,6 @@
 """Detection data prepared by TensorFlow Datasets, read from its array_record files without TensorFlow."""
 
+import functools
 import importlib
 import os
 import pathlib
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from focaljax.data.deadline import DATA_TIMEOUT, StalledError, in_time
 from focaljax.data.example import DataError, Example, UnreadableImageError
 from focaljax.data.images import decode_image
 from focaljax.data.repair import repair_boxes
@@ -35,10 +37,12 @@ class TfdsSource:
             taken.
         split: a split's name, or a part in TFDS's notation: `train[:50%]`, `train+validation`.
         data_dir: the folder of TFDS data sets; by default the environment's TFDS_DATA_DIR, or `~/tensorflow_datasets`.
+        timeout: the longest wait, in seconds, for the data set's description, and for some of its records.
 
     Raises:
         DataError: if the data set is not there or has another layout or file format, the split is unknown, no readable
             image remains, or a package is missing.
+        StalledError: a disk or network folder hangs.
     """
 
     def __init__(
@@ -47,18 +51,23 @@ class TfdsSource:
         split: str,
         *,
         data_dir: str | os.PathLike[str] | None = None,
+        timeout: float = DATA_TIMEOUT,
     ) -> None:
         tfds = _import_tfds()
-        folder = find_builder_dir(builder_dir_or_name, data_dir=data_dir)
-        builder = _open_builder(tfds, folder)
+        find = functools.partial(find_builder_dir, builder_dir_or_name, data_dir=data_dir)
+        folder = in_time(find, timeout, what=f"answer from the folder of {os.fspath(builder_dir_or_name)}")
+        builder = in_time(lambda: _open_builder(tfds, folder), timeout, what=f"description of the data set in {folder}")
         self.class_names = _class_names(tfds, builder.info.features, folder)
         self.category_ids = tuple(range(1, len(self.class_names) + 1))
         self.report = DataReport()
         # Picklable, safe among threads, and free of TFDS's own decoding.
-        self._records = _open_split(tfds, builder, split, folder)
+        open_split = functools.partial(_open_split, tfds, builder, split, folder)
+        self._records = in_time(open_split, timeout, what=f"list of the records in {folder}")
         self._folder, self._split = folder, split
         try:
-            index = load_or_read_index(self._records, folder, split)
+            index = load_or_read_index(self._records, folder, split, timeout=timeout)
+        except StalledError:
+            raise
         except Exception as error:  # a damaged or missing file shows as one of many errors of the reader
             raise DataError(f"the records of {folder} cannot be read: {error}; prepare the data set again") from error
         self._index = index

@@ -1,5 +1,6 @@
 """Detection data in Pascal VOC's layout: a folder of images, one of XML files, and lists of names for the splits."""
 
+import functools
 import os
 import pathlib
 import xml.etree.ElementTree as ElementTree
@@ -7,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 from xml.parsers import expat
 
-from focaljax.data.coco import CHECK_TIMEOUT, AnnotatedImages, require_folder
+from focaljax.data.coco import AnnotatedImages, require_folder
+from focaljax.data.deadline import DATA_TIMEOUT, in_time, with_deadline
 from focaljax.data.example import DataError
 from focaljax.data.files import read_regular_file
 from focaljax.data.repair import leaves_folder
@@ -35,7 +37,8 @@ class VocSource(AnnotatedImages):
             boxes are pixel edges. Most tools that write this format write edges, hence the default.
         difficult: what becomes of objects marked `difficult`: 'ignore' treats them as crowds, neither target nor
             background, and not counted in the evaluation; 'keep' takes them as objects like others.
-        check_images, timeout: as for `focaljax.data.coco.CocoSource`.
+        check_images: as for `focaljax.data.coco.CocoSource`.
+        timeout: the longest wait, in seconds, for a list or an XML file, and as for `CocoSource`.
 
     Raises:
         DataError: if a folder or the split is missing or empty, no class is found, or no readable image remains.
@@ -53,20 +56,24 @@ class VocSource(AnnotatedImages):
         one_based: bool = False,
         difficult: Literal["keep", "ignore"] = "ignore",
         check_images: bool = True,
-        timeout: float = CHECK_TIMEOUT,
+        timeout: float = DATA_TIMEOUT,
     ) -> None:
         if difficult not in ("keep", "ignore"):
             raise ValueError(f"difficult must be 'keep' or 'ignore', got {difficult!r}")
-        require_folder(images, "images folder")
-        require_folder(annotations, "annotations folder")
+        require_folder(images, "images folder", timeout=timeout)
+        require_folder(annotations, "annotations folder", timeout=timeout)
         where = os.fspath(annotations)
-        names = _all_names(where) if split is None else _read_split(split)
+        listed_in = where if split is None else os.fspath(split)
+        list_names = functools.partial(_all_names, where) if split is None else functools.partial(_read_split, split)
+        names = in_time(list_names, timeout, what=f"list of names from {listed_in}")
         report = DataReport()
-        files = _image_files(os.fspath(images))
+        list_images = functools.partial(_image_files, os.fspath(images))
+        files = in_time(list_images, timeout, what=f"list of the files in {os.fspath(images)}")
         image_entries: list[dict[str, Any]] = []
         objects: list[dict[str, Any]] = []
-        for image_id, name in enumerate(names, start=1):
-            root = _read_xml(where, name, image_id, report)
+        roots = (_read_xml(where, name, image_id, report) for image_id, name in enumerate(names, start=1))
+        roots = with_deadline(roots, timeout, what=f"annotation file from {where}")
+        for image_id, (name, root) in enumerate(zip(names, roots, strict=True), start=1):
             if root is None:
                 continue
             image_entries.append(_image_entry(root, name, image_id, files))
@@ -76,7 +83,7 @@ class VocSource(AnnotatedImages):
         classes = tuple(class_names) or tuple(sorted(found))
         if not image_entries:
             raise DataError(
-                f"none of the {len(names)} XML files named by {where if split is None else os.fspath(split)} can be "
+                f"none of the {len(names)} XML files named by {listed_in} can be "
                 f"read; check the annotations folder {where}. Found: {'; '.join(report.lines(examples=1))}"
             )
         if not classes:

@@ -11,11 +11,13 @@ import time
 import numpy as np
 import pytest
 
+from focaljax.data import coco, tfds_index, voc
 from focaljax.data.augmentation import Augmentation
-from focaljax.data.deadline import StalledError, with_deadline
+from focaljax.data.deadline import StalledError, in_time, with_deadline
 from focaljax.data.example import Example
 from focaljax.data.pipeline import training_batches
 from focaljax.data.report import DataReport
+from focaljax.data.tfds_source import TfdsSource
 
 TINY = pathlib.Path(__file__).resolve().parents[1] / "cli" / "tiny.py"
 
@@ -123,6 +125,60 @@ def test_a_reading_thread_that_dies_is_an_error_and_no_hang(error):
     with pytest.raises((error, StalledError)):
         for _ in batches_of(read):
             pass
+
+
+def test_what_is_read_in_time_is_returned_and_an_error_comes_out():
+    assert in_time(lambda: 7, 30.0, what="number") == 7
+    with pytest.raises(KeyError, match="gone"):
+        in_time(lambda: {}["gone"], 30.0, what="number")
+
+
+def open_later(pipe):
+    """Gives the threads that read a pipe their end, so that they do not outlive the test."""
+    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    wait_until(lambda: not threads_of_deadlines())
+
+
+def test_an_annotation_file_that_hangs_is_an_error_that_names_it(tmp_path):
+    pipe = tmp_path / "annotations.json"
+    os.mkfifo(pipe)
+    with pytest.raises(StalledError, match=rf"no annotation file {pipe} came within 0\.2 s"):
+        coco.CocoSource(tmp_path, pipe, timeout=0.2)
+    open_later(pipe)
+
+
+def test_a_split_list_that_hangs_is_an_error_that_names_it(tmp_path):
+    pipe = tmp_path / "train.txt"
+    os.mkfifo(pipe)
+    with pytest.raises(StalledError, match=rf"no list of names from {pipe} came within 0\.2 s"):
+        voc.VocSource(tmp_path, tmp_path, split=pipe, timeout=0.2)
+    open_later(pipe)
+
+
+def test_a_folder_of_annotations_whose_second_file_hangs_is_an_error(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / f"{name}.xml").write_text("<annotation></annotation>")
+    forever, read = threading.Event(), voc.read_regular_file
+    monkeypatch.setattr(voc, "read_regular_file", lambda path: forever.wait() if "b.xml" in path else read(path))
+    with pytest.raises(StalledError, match=rf"no annotation file from {tmp_path} came within 0\.2 s"):
+        voc.VocSource(tmp_path, tmp_path, timeout=0.2)
+    forever.set()
+    wait_until(lambda: not threads_of_deadlines())
+
+
+def test_tfds_records_that_hang_are_an_error(coco_dir, monkeypatch):
+    forever, read = threading.Event(), tfds_index._chunks
+
+    def chunks(records):
+        forever.wait()
+        yield from read(records)
+
+    monkeypatch.setattr(tfds_index, "_chunks", chunks)
+    # The folder's description is read within the bound too, on a busy machine as well.
+    with pytest.raises(StalledError, match=r"no record from .* came within 5 s"):
+        TfdsSource("coco/2017", "train", data_dir=coco_dir, timeout=5.0)
+    forever.set()
+    wait_until(lambda: not threads_of_deadlines())
 
 
 HANGING = """
