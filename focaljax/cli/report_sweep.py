@@ -35,10 +35,10 @@ def sweep_page(workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> Page:
     """
     runs = [load_run(folder) for folder in folders]
     page = Page(f"{workdir.absolute().name}: {len(runs)} runs")
-    for results in sorted(workdir.rglob("results.md")):
-        page.section(f"Table, {results.parent.name}")
-        page.code(results.read_text(encoding="utf-8"))
-        picture = cv2.imread(str(results.with_suffix(".png")))
+    for table in sorted(workdir.glob("*.md")):
+        page.section(f"Table, {table.stem}")
+        page.code(table.read_text(encoding="utf-8"))
+        picture = cv2.imread(str(table.with_suffix(".png")))
         if picture is not None:
             page.picture(picture[..., ::-1], "each dot a seed")
     page.section("Runs")

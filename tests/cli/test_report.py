@@ -10,7 +10,9 @@ import pytest
 from focaljax.cli import build
 from focaljax.cli.config import load_config
 from focaljax.cli.main import main
+from focaljax.cli.sweep_report import write_report
 from focaljax.evaluation.coco_metrics import evaluate_detections, write_coco_results, write_evaluation
+from focaljax.sweeps import Row, Sweep
 from focaljax.training.metrics import read_metrics, read_timings
 from tests.evaluation.test_page import Parsed
 
@@ -166,9 +168,12 @@ def test_page_of_a_sweep_lists_its_runs(run, tmp_path_factory):
     sweep = tmp_path_factory.mktemp("sweep")
     for seed in (0, 1):
         shutil.copytree(run, sweep / "tiny" / "gamma 2" / f"seed{seed}")
-    (sweep / "tiny" / "results.md").write_text("| a sweep | AP |\n")
+    results = [{"data": "tiny", "row": "gamma 2", "seed": seed, "AP": 0.1 + 0.2 * seed} for seed in (0, 1)]
+    table = Sweep("a sweep", {"tiny": "tiny.py"}, [Row("gamma 2", {})], seeds=(0, 1), metrics=("AP",))
+    write_report(sweep, table, "tiny", results)
     parsed, text, headings = report(sweep)
     assert headings == ["Table, tiny", "Runs", "Curves"]
-    assert "| a sweep | AP |" in text
+    assert "| gamma 2 | 0.200 ± 0.141 | 2 of 2 |" in text
+    assert len(parsed.named("img")) == 1  # the plot of the table
     assert {"tiny/gamma 2/seed0", "tiny/gamma 2/seed1"} <= set(parsed.words)
     assert f"focaljax report --workdir '{sweep}/tiny/gamma 2/seed0'" in text
