@@ -9,7 +9,7 @@ from focaljax.sweeps import Row, Sweep
 
 # Sizes and depths that a CPU trains in minutes; the anchors are the same, so that larger images have smaller objects
 # matched better, as in the paper.
-SMALL = {"resnet_tiny": (96, 128, 160, 192, 224), "resnet18": (128, 192)}
+SMALL = {"resnet_tiny": (64, 84, 104, 124, 144), "resnet18": (104, 144)}
 # depth -> image size -> the paper's AP
 PAPER = {
     50: {400: 0.305, 500: 0.325, 600: 0.343, 700: 0.351, 800: 0.357},
