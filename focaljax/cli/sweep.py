@@ -9,6 +9,7 @@ Usage: focaljax sweep FILE --workdir DIR [--config.data=NAME] [--jobs N] [--dry-
   --seeds 0,1,2         (default: the sweep's)
   --jobs N              runs at a time (default 1)
   --index I             only run I, counted from 0: one job of a cluster's array
+  --reuse DIR,DIR       sweeps that share runs with this one: theirs with the same settings are not run again
   --dry-run             print the commands instead of running them
   --out DIR             for table, plot and results.csv (default: that of --workdir)
 
@@ -41,7 +42,7 @@ from typing import Any
 
 from absl import flags
 
-from focaljax.cli.config import load_config, parse_flags, split_config_flags
+from focaljax.cli.config import flatten, load_config, load_saved_config, parse_flags, split_config_flags
 from focaljax.cli.console import duration, say
 from focaljax.cli.main import UsageError, nearest
 from focaljax.cli.sweep_report import write_report
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     flags.DEFINE_list("seeds", None, "of the runs", flag_values=flag_values)
     flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1, flag_values=flag_values)
     flags.DEFINE_integer("index", None, "the only run", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_list("reuse", [], "workdirs of other sweeps", flag_values=flag_values)
     flags.DEFINE_boolean("dry-run", False, "print the commands", flag_values=flag_values)
     flags.DEFINE_string("out", "", "of the table", flag_values=flag_values)
     files = parse_flags(others, flag_values)
@@ -85,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         for run in runs:
             say(f"{run.index}: {shlex.join(['focaljax', *plan.command(run)])}")
         return 0
+    _take_over(plan, runs, [pathlib.Path(folder) for folder in flag_values.reuse])
     code = _run_all(plan, runs, jobs=flag_values.jobs)
     if flag_values.index is None:
         results = list(plan.results())
@@ -162,6 +165,38 @@ def _chosen(sweep: Sweep, data: str, seeds: Sequence[str] | None, index: int | N
     return [run for run in runs if str(run.seed) in seeds]
 
 
+def _take_over(plan: _Plan, runs: Sequence[Run], sweeps: Sequence[pathlib.Path]) -> None:
+    """Writes down for what is missing what finished runs of other sweeps gave that were made with the same settings.
+
+    Raises:
+        UsageError: a folder holds no finished run of a sweep.
+    """
+    known: list[tuple[dict[str, Any], pathlib.Path]] = []
+    for sweep in sweeps:
+        # Without a config: taken over itself.
+        paths = sorted(path for path in sweep.rglob("result.json") if (path.parent / "config.json").exists())
+        if not paths:
+            raise UsageError(f"--reuse={sweep}: no finished run of a sweep is there; name the --workdir of one")
+        known += [(dict(flatten(load_saved_config(path.parent))), path) for path in paths]
+    for run in runs:
+        if plan.result(run) is not None:
+            continue
+        settings = dict(flatten(load_config([f"--config={plan.config}", *plan.flags_of(run)])))
+        path = next((path for other, path in known if other == settings), None)
+        if path is None:
+            continue
+        result = json.loads(path.read_text())
+        own = {"data": plan.data, "row": run.row.name, "overrides": shlex.join(plan.overrides)}
+        folder = plan.workdir / run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_result(folder, {**result, **own, "flags": plan.flags_of(run)})
+        say(f"run {run.index}: {run.row.name}, seed {run.seed}: the same as {path.parent}, AP {result['AP']:.3f}")
+
+
+def _write_result(folder: pathlib.Path, result: dict[str, Any]) -> None:
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
 def _run_all(plan: _Plan, runs: Sequence[Run], *, jobs: int) -> int:
     """Runs what is missing; returns the exit code of the first run that failed."""
     missing = [run for run in runs if plan.result(run) is None]
@@ -203,7 +238,7 @@ def _run_one(plan: _Plan, run: Run, children: "_Children") -> int:
         "overrides": shlex.join(plan.overrides),
         "flags": plan.flags_of(run),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    _write_result(folder, result)
     say(f"{name}: {plan.sweep.split} AP {evaluation['AP']:.3f} in {duration(seconds)}")
     return 0
 

@@ -1,6 +1,7 @@
 """The verb that trains a table: what it runs, what it leaves out, how it goes on, and the table."""
 
 import csv
+import json
 import os
 import pathlib
 import signal
@@ -81,6 +82,31 @@ def test_what_is_missing_is_run_and_the_table_is_made(sweep_file, fast, tmp_path
     assert "2 runs, 2 of them finished" in capsys.readouterr().out
 
 
+def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fast, tmp_path, capsys):
+    assert main(["sweep", sweep_file, "--workdir", str(tmp_path / "first"), *fast, "--index=0"]) == 0
+    other = tmp_path / "other.py"
+    text = SWEEP.format(config=os.path.relpath(TINY, tmp_path))
+    other.write_text(text.replace('"gamma 0"', '"another name"').replace('"loss.alpha": 0.5', '"loss.alpha": 0.75'))
+    command = ["sweep", str(other), "--workdir", str(tmp_path / "second"), *fast, "--seeds=0"]
+    capsys.readouterr()
+    assert main([*command, "--reuse", str(tmp_path / "first")]) == 0
+    said = capsys.readouterr().out
+    first = tmp_path / "first" / "small" / "gamma_0" / "seed0"
+    assert f"run 0: another name, seed 0: the same as {first}" in said
+    assert "2 runs, 1 of them finished" in said
+    assert "run 1: gamma 2, alpha .5, seed 0: val AP" in said
+    taken, trained = read_results(tmp_path / "second" / "results.csv")
+    (original,) = (json.loads(path.read_text()) for path in (tmp_path / "first").rglob("result.json"))
+    assert taken["row"] == "another name"
+    assert taken["AP"] == original["AP"]
+    assert taken["date"] == original["date"]
+    assert trained["row"] == "gamma 2, alpha .5"
+    assert not (tmp_path / "second" / "small" / "another_name" / "seed0" / "log.txt").exists()
+    # Other settings for all runs: nothing fits.
+    assert main([*command, "--reuse", str(tmp_path / "first"), "--config.optim.steps=4", "--index=0"]) == 0
+    assert "1 runs, 0 of them finished" in capsys.readouterr().out
+
+
 def test_run_that_fails_is_named_with_its_last_line_and_the_others_are_run(sweep_file, fast, tmp_path, capsys):
     broken = tmp_path / "runs" / "small" / "gamma_0" / "seed0"
     broken.mkdir(parents=True)
@@ -117,6 +143,7 @@ def test_interrupted_sweep_goes_on_where_its_run_stopped(sweep_file, data_root, 
         (["FILE", "--config.data=smal"], ("this sweep has small, other", "did you mean 'small'?")),
         (["FILE", "--seeds=1"], ("this sweep has 0, 7",)),
         (["FILE", "--index=4"], ("the runs 0 to 3",)),
+        (["FILE", "--reuse=nowhere"], ("--reuse=nowhere", "no finished run of a sweep")),
         (["FILE", "--config.loss.gama=1"], ("loss.gama", "did you mean")),
     ],
 )
