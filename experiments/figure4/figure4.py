@@ -63,7 +63,8 @@ def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np
     of_image = _losses_of_image(config, build.make_model(config, classes), (height, width))
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     count = min(images, len(source))
-    for image in track(_padded(source, count, height, width, config.data.max_boxes), "losses of anchors", count):
+    max_boxes = config.data.max_boxes or max(1, source.max_boxes)
+    for image in track(_padded(source, count, height, width, max_boxes), "losses of anchors", count):
         loss, labels = jax.device_get(of_image(variables, *image))
         found[0].append(loss[:, labels >= 0])
         found[1].append(loss[:, labels == losses.BACKGROUND])
