@@ -173,10 +173,11 @@ def _take_over(plan: _Plan, runs: Sequence[Run], sweeps: Sequence[pathlib.Path])
     """
     known: list[tuple[dict[str, Any], pathlib.Path]] = []
     for sweep in sweeps:
-        # Without a config: taken over itself.
-        paths = sorted(path for path in sweep.rglob("result.json") if (path.parent / "config.json").exists())
+        paths = sorted(sweep.rglob("result.json"))
         if not paths:
             raise UsageError(f"--reuse={sweep}: no finished run of a sweep is there; name the --workdir of one")
+        # What was taken over itself has no config of its own.
+        paths = [path for path in paths if (path.parent / "config.json").exists()]
         known += [(dict(flatten(load_saved_config(path.parent))), path) for path in paths]
     for run in runs:
         if plan.result(run) is not None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,11 @@ def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fa
     assert taken["date"] == original["date"]
     assert trained["row"] == "gamma 2, alpha .5"
     assert not (tmp_path / "second" / "small" / "another_name" / "seed0" / "log.txt").exists()
+    # One that has only taken over is no mistake either, but there is nothing in it.
+    third = ["sweep", str(other), "--workdir", str(tmp_path / "third"), *fast, "--index=0"]
+    shutil.copytree(tmp_path / "second" / "small" / "another_name", tmp_path / "taken" / "another_name")
+    assert main([*third, "--reuse", f"{tmp_path / 'taken'},{tmp_path / 'first'}"]) == 0
+    assert f"the same as {first}" in capsys.readouterr().out
     # Other settings for all runs: nothing fits.
     assert main([*command, "--reuse", str(tmp_path / "first"), "--config.optim.steps=4", "--index=0"]) == 0
     assert "1 runs, 0 of them finished" in capsys.readouterr().out
