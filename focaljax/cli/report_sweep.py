@@ -37,7 +37,8 @@ def sweep_page(workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> Page:
     page = Page(f"{workdir.absolute().name}: {len(runs)} runs")
     for table in sorted(workdir.glob("*.md")):
         page.section(f"Table, {table.stem}")
-        page.code(table.read_text(encoding="utf-8"))
+        header, *rows = _cells(table.read_text(encoding="utf-8"))
+        page.table(header, rows)
         picture = cv2.imread(str(table.with_suffix(".png")))
         if picture is not None:
             page.picture(picture[..., ::-1], "each dot a seed")
@@ -48,6 +49,12 @@ def sweep_page(workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> Page:
     page.section("Pages of the runs")
     page.code("\n".join(shlex.join(["focaljax", "report", "--workdir", str(run.workdir)]) for run in runs))
     return page
+
+
+def _cells(markdown: str) -> list[list[str]]:
+    """Returns the rows of a table in Markdown without the line below its header."""
+    lines = markdown.strip().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in [lines[0], *lines[2:]]]
 
 
 def _row(workdir: pathlib.Path, run: Run) -> tuple[object, ...]:

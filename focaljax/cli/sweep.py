@@ -15,7 +15,8 @@ Usage: focaljax sweep FILE --workdir DIR [--config.data=NAME] [--jobs N] [--dry-
 
 Every run is a `focaljax train` in DIR/NAME/ROW/seedS with its log.txt; an interrupted one goes on from its checkpoint.
 Then, from all runs that are finished, results.csv (one row a run, of all data sets), NAME.md (mean and spread over the
-seeds, beside what the paper has) and NAME.png.
+seeds, beside what the paper has) and NAME.png. A run that has its row in results.csv is finished, wherever it was run:
+with --out=experiments/table1b what others have run is not run again, and its row stays.
 
 Example:
   focaljax sweep experiments/table1b/sweep.py --workdir runs/table1b --seeds 0
@@ -45,7 +46,7 @@ from absl import flags
 from focaljax.cli.config import flatten, load_config, load_saved_config, parse_flags, split_config_flags
 from focaljax.cli.console import duration, say
 from focaljax.cli.main import UsageError, nearest
-from focaljax.cli.sweep_report import write_report
+from focaljax.cli.sweep_report import read_results, write_report
 from focaljax.sweeps import Run, Sweep
 
 _DATA = "--config.data="
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     overrides = [argument for argument in config_arguments if not argument.startswith(_DATA)]
     config = pathlib.Path(files[0]).parent / sweep.configs[data[-1]]
-    plan = _Plan(sweep, os.path.relpath(config), data[-1], pathlib.Path(flag_values.workdir) / data[-1], overrides)
+    out = pathlib.Path(flag_values.out or flag_values.workdir)
+    plan = _Plan(sweep, os.path.relpath(config), data[-1], pathlib.Path(flag_values.workdir) / data[-1], overrides, out)
     runs = _chosen(sweep, data[-1], flag_values.seeds, flag_values.index)
     # A mistake in a row shows now, not after hours.
     for run in {run.row.name: run for run in runs}.values():
@@ -91,7 +93,6 @@ def main(arguments: Sequence[str]) -> int:
     code = _run_all(plan, runs, jobs=flag_values.jobs)
     if flag_values.index is None:
         results = list(plan.results())
-        out = pathlib.Path(flag_values.out or flag_values.workdir)
         write_report(out, sweep, data[-1], results)
         number = len(sweep.runs(data[-1]))
         say(f"wrote {out}/results.csv, {data[-1]}.md and {data[-1]}.png: {len(results)} of {number} runs")
@@ -123,9 +124,20 @@ def load_sweep(path: pathlib.Path) -> Sweep:
 class _Plan:
     """What is run, where, and what of it is finished."""
 
-    def __init__(self, sweep: Sweep, config: str, data: str, workdir: pathlib.Path, overrides: Sequence[str]) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        config: str,
+        data: str,
+        workdir: pathlib.Path,
+        overrides: Sequence[str],
+        out: pathlib.Path,
+    ) -> None:
         self.sweep, self.config, self.data, self.workdir = sweep, config, data, workdir
         self.overrides = list(overrides)
+        table = out / "results.csv"
+        rows = read_results(table) if table.exists() else []
+        self._of_others = {row.get("flags", ""): row for row in rows if row["data"] == data}
 
     def flags_of(self, run: Run) -> list[str]:
         """Returns the settings of a run; those for all runs come last, so that they win."""
@@ -139,9 +151,11 @@ class _Plan:
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """Returns what a finished run gave; None if it is not finished, or was one of other settings."""
-        path = self.workdir / run.folder / "result.json"
+        path, settings = self.workdir / run.folder / "result.json", shlex.join(self.flags_of(run))
         result = json.loads(path.read_text()) if path.exists() else None
-        return result if result is not None and result["flags"] == self.flags_of(run) else None
+        if result is not None and result["flags"] == settings:
+            return result
+        return self._of_others.get(settings)
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Yields what the finished runs gave, in their order."""
@@ -190,7 +204,7 @@ def _take_over(plan: _Plan, runs: Sequence[Run], sweeps: Sequence[pathlib.Path])
         own = {"data": plan.data, "row": run.row.name, "overrides": shlex.join(plan.overrides)}
         folder = plan.workdir / run.folder
         folder.mkdir(parents=True, exist_ok=True)
-        _write_result(folder, {**result, **own, "flags": plan.flags_of(run)})
+        _write_result(folder, {**result, **own, "flags": shlex.join(plan.flags_of(run))})
         say(f"run {run.index}: {run.row.name}, seed {run.seed}: the same as {path.parent}, AP {result['AP']:.3f}")
 
 
@@ -237,7 +251,7 @@ def _run_one(plan: _Plan, run: Run, children: "_Children") -> int:
         "seconds": round(seconds, 1),
         **_provenance(folder),
         "overrides": shlex.join(plan.overrides),
-        "flags": plan.flags_of(run),
+        "flags": shlex.join(plan.flags_of(run)),
     }
     _write_result(folder, result)
     say(f"{name}: {plan.sweep.split} AP {evaluation['AP']:.3f} in {duration(seconds)}")

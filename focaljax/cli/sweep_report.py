@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 
 from focaljax.sweeps import Row, Sweep
 
-_NOT_IN_CSV = ("flags",)
-
 
 def write_report(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes `results.csv`, in which the rows of other data sets stay, `DATA.md` and `DATA.png`.
@@ -72,9 +70,9 @@ def _of_row(row: Row, results: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
 
 
 def _write_csv(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None:
-    names = [name for name in (results[0] if results else ()) if name not in _NOT_IN_CSV]
+    names = list(dict.fromkeys(name for result in results for name in result))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(results)
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:  # which would look for fonts whenever a run begins
     from matplotlib.figure import Figure
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8881; --mark: #1b5e8c; }
+:root { color-scheme: light dark; --line: #8886; --soft: #8881; --mark: light-dark(#1b5e8c, #7db9e2); }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, p, a, figcaption { overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }

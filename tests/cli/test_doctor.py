@@ -13,6 +13,7 @@ from focaljax.cli.doctor_anchors import examine_anchors
 from focaljax.cli.main import main
 from focaljax.data.coco import CocoSource
 from focaljax.data.statistics import read_split_boxes, resized
+from tests.browser import assert_fit_to_be_read, look_at, needs_chromium
 from tests.cli.test_usage import fails
 from tests.data.coco_folders import noise, write_coco
 from tests.evaluation.test_page import Parsed
@@ -113,6 +114,15 @@ def test_page_and_samples_are_whole(seen):
     height, width = cv2.imread(str(out / "samples.jpg")).shape[:2]
     assert width > 4 * 64
     assert 64 < height < width
+
+
+@needs_chromium
+def test_page_in_a_browser(seen, tmp_path):
+    page = look_at(seen[1] / "doctor.html", tmp_path, width=500)
+    assert_fit_to_be_read(page)
+    assert len(page.plots) == 3
+    assert len(page.images) == 1
+    assert "<b>newt</b>" in page.text
 
 
 def test_without_pixels_no_image_is_decoded(faulty, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from focaljax.cli.sweep_report import write_report
 from focaljax.evaluation.coco_metrics import evaluate_detections, write_coco_results, write_evaluation
 from focaljax.sweeps import Row, Sweep
 from focaljax.training.metrics import read_metrics, read_timings
+from tests.browser import assert_fit_to_be_read, look_at, needs_chromium
 from tests.evaluation.test_page import Parsed
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -173,7 +174,21 @@ def test_page_of_a_sweep_lists_its_runs(run, tmp_path_factory):
     write_report(sweep, table, "tiny", results)
     parsed, text, headings = report(sweep)
     assert headings == ["Table, tiny", "Runs", "Curves"]
-    assert "| gamma 2 | 0.200 ± 0.141 | 2 of 2 |" in text
+    assert "a sweep, tiny AP seeds gamma 2 0.200 ± 0.141 2 of 2" in " ".join(" ".join(parsed.words).split())
     assert len(parsed.named("img")) == 1  # the plot of the table
     assert {"tiny/gamma 2/seed0", "tiny/gamma 2/seed1"} <= set(parsed.words)
     assert f"focaljax report --workdir '{sweep}/tiny/gamma 2/seed0'" in text
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (500, True)], ids=["desk", "narrow and dark"])
+def test_page_in_a_browser(run, tiny_source, tmp_path_factory, width, dark):
+    evaluate_almost_perfectly(run, tiny_source)
+    report(run, "--pictures=2")
+    seen = look_at(run / "page.html", tmp_path_factory.mktemp("browser"), width=width, dark=dark)
+    assert_fit_to_be_read(seen)
+    assert len(seen.images) == 4
+    assert len(seen.plots) == 4
+    for heading in ("Summary", "Curves", "Classes", "Precision and recall", "Confusions", "Settings"):
+        assert f"\n{heading}\n" in seen.text
+    assert "model.backbone\tresnet_tiny\tresnet50" in seen.text

@@ -113,6 +113,26 @@ def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fa
     assert "1 runs, 0 of them finished" in capsys.readouterr().out
 
 
+def test_run_that_stands_in_the_results_is_finished_wherever_it_was_run(sweep_file, fast, tmp_path, capsys):
+    command = ["sweep", sweep_file, *fast, "--out", str(tmp_path / "out"), "--seeds=0"]
+    assert main([*command, "--workdir", str(tmp_path / "here")]) == 0
+    before = read_results(tmp_path / "out" / "results.csv")
+    # Elsewhere, where one of the two is missing from the file.
+    write_report(tmp_path / "out", load_sweep(pathlib.Path(sweep_file)), "small", before[:1])
+    capsys.readouterr()
+    assert main([*command, "--workdir", str(tmp_path / "there")]) == 0
+    said = capsys.readouterr().out
+    assert "2 runs, 1 of them finished" in said
+    assert "run 1: gamma 2, alpha .5, seed 0: val AP" in said
+    assert not (tmp_path / "there" / "small" / "gamma_0").exists()
+    kept, trained = read_results(tmp_path / "out" / "results.csv")
+    assert kept == before[0]
+    assert trained["AP"] == before[1]["AP"]
+    # With other settings it is another run.
+    assert main([*command, "--workdir", str(tmp_path / "there"), "--config.optim.steps=4", "--index=0"]) == 0
+    assert "1 runs, 0 of them finished" in capsys.readouterr().out
+
+
 def test_run_that_fails_is_named_with_its_last_line_and_the_others_are_run(sweep_file, fast, tmp_path, capsys):
     broken = tmp_path / "runs" / "small" / "gamma_0" / "seed0"
     broken.mkdir(parents=True)
