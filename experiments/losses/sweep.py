@@ -2,7 +2,7 @@
 
 focaljax sweep experiments/losses/sweep.py --workdir runs/losses [--config.data=bccd|coco]
 
-
+Each has the settings of its paper; focal loss also the alpha that is better on shapes (table 1b).
 """
 
 from focaljax.sweeps import Row, Sweep
@@ -10,7 +10,8 @@ from focaljax.sweeps import Row, Sweep
 LOSSES = {
     "cross entropy": {"loss.classification": "cross_entropy"},
     "balanced cross entropy": {"loss.classification": "balanced_cross_entropy", "loss.alpha": 0.75},
-    "focal loss": {},
+    "focal loss, alpha 0.25": {},
+    "focal loss, alpha 0.75": {"loss.alpha": 0.75},
     "softmax cross entropy": {"loss.classification": "softmax_cross_entropy"},
     "softmax focal loss": {"loss.classification": "softmax_focal"},
     "quality focal loss": {"loss.classification": "quality_focal"},
