@@ -1,10 +1,10 @@
-# make install | test | check | demo | docs. Needs python3 (3.11 or newer) with venv, and nothing else.
+# make install | test | test-onnx | check | demo | docs. Needs python3 (3.11 or newer) with venv, and nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: install test check demo docs clean
+.PHONY: install test test-onnx check demo docs clean
 
 install: $(VENV)/installed
 
@@ -18,6 +18,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# In an environment of its own, because jax2onnx wants an older orbax-checkpoint than constraints.txt has.
+$(VENV)-onnx/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-onnx
+	$(VENV)-onnx/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[onnx,test]'
+	@touch $@
+
+test-onnx: $(VENV)-onnx/installed
+	$(VENV)-onnx/bin/python -m pytest tests/cli/test_export.py -k onnx
 
 check: install
 	$(BIN)/ruff check .
@@ -38,4 +47,4 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
-	rm -rf site $(VENV) $(DEMO) .cache
+	rm -rf site $(VENV) $(VENV)-onnx $(DEMO) .cache
