@@ -22,7 +22,7 @@ DOCUMENT = FOLDER.parent / "docs" / "results.md"
 # In the paper's order, then ours.
 EXPERIMENTS = (
     "table1a", "table1b", "table1c", "table1d", "table1e", "table3", "figure4",
-    "prior", "normalizer", "optimizer", "length", "losses",
+    "prior", "normalizer", "optimizer", "length", "balance", "losses",
 )  # fmt: skip
 MARK = "<!-- results -->\n"
 HEAD = """# Results
