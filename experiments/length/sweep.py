@@ -9,7 +9,7 @@ from focaljax.sweeps import Row, Sweep
 
 SGD = {"optim.name": "sgd", "optim.learning_rate": 0.01, "optim.weight_decay": 1e-4}
 # A quarter of the published length, and all of it; of the small sets the config's, and four times that.
-STEPS = {"shapes": (400, 1600), "bccd": (2500, 10_000), "coco": (22_500, 90_000)}
+STEPS = {"shapes": (400, 1600), "bccd": (300, 1200), "coco": (22_500, 90_000)}
 # gamma, alpha: the best of each gamma in the paper's table 1b, and the best of gamma 2 on `shapes`.
 LOSSES = ((0.0, 0.75), (0.5, 0.5), (2.0, 0.25), (2.0, 0.75))
 PAPER = {(0.0, 0.75, 90_000): 0.311, (0.5, 0.5, 90_000): 0.329, (2.0, 0.25, 90_000): 0.340}
@@ -20,7 +20,7 @@ def get_sweep():
         "length of training",
         {
             "shapes": "../../configs/shapes_imbalanced.py",
-            "bccd": "../../configs/bccd.py",
+            "bccd": "../../configs/bccd_quarter.py",
             "coco": "../../configs/coco_r50_600.py",
         },
         [

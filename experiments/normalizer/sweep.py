@@ -13,7 +13,7 @@ def get_sweep():
         "normalisers",
         {
             "shapes": "../../configs/shapes_imbalanced.py",
-            "bccd": "../../configs/bccd.py",
+            "bccd": "../../configs/bccd_quarter.py",
             "coco": "../../configs/coco_r50_600.py",
         },
         [Row(name, {"loss.normalizer": name}) for name in ("image", "batch", "ema", "none")],

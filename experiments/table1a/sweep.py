@@ -16,7 +16,7 @@ def get_sweep():
         "alpha-balanced cross entropy",
         {
             "shapes": "../../configs/shapes_imbalanced.py",
-            "bccd": "../../configs/bccd.py",
+            "bccd": "../../configs/bccd_quarter.py",
             "coco": "../../configs/coco_r50_600.py",
         },
         [

@@ -27,7 +27,7 @@ def get_sweep():
         "focal loss by gamma",
         {
             "shapes": "../../configs/shapes_imbalanced.py",
-            "bccd": "../../configs/bccd.py",
+            "bccd": "../../configs/bccd_quarter.py",
             "coco": "../../configs/coco_r50_600.py",
         },
         [

@@ -20,7 +20,7 @@ def get_sweep():
         "anchors",
         {
             "shapes": "../../configs/shapes_imbalanced.py",
-            "bccd": "../../configs/bccd.py",
+            "bccd": "../../configs/bccd_quarter.py",
             "coco": "../../configs/coco_r50_600.py",
         },
         [

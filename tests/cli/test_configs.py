@@ -15,7 +15,14 @@ from focaljax.training import mesh as meshes
 from tests.data.test_pipeline import FakeSource
 from tests.golden.make_configs import CONFIGS, GOLDEN, ROOT, resolved
 
-NUM_CLASSES = {"openimages_mlperf": 264, "voc_0712": 20, "lvis_v1": 1203, "bccd": 3, "bccd_finetune": 3}
+NUM_CLASSES = {
+    "openimages_mlperf": 264,
+    "voc_0712": 20,
+    "lvis_v1": 1203,
+    "bccd": 3,
+    "bccd_quarter": 3,
+    "bccd_finetune": 3,
+}
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
