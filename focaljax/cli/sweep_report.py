@@ -78,24 +78,24 @@ def _write_csv(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None
 
 
 def draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Draws AP row by row: each seed, their mean, and the paper's on an axis of its own."""
+    """Draws AP row by row: each seed and their mean; what the paper has, on other data, in a panel of its own."""
     name, rows = sweep.metrics[0], sweep.rows_of(data)
-    figure = Figure(figsize=(8.0, 1.2 + 0.35 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(rows))
-    for place, row in zip(places, rows, strict=True):
+    published = [(row.paper[name], place) for place, row in enumerate(rows) if name in row.paper]
+    figure = Figure(figsize=(9.0, 1.2 + 0.35 * len(rows)), layout="constrained")
+    ours, *of_paper = figure.subplots(
+        1, 2 if published else 1, sharey=True, squeeze=False, width_ratios=(2, 1) if published else None
+    )[0]
+    for place, row in enumerate(rows):
         values = [result[name] for result in _of_row(row, results) if result[name] is not None]
         if values:
-            axes.plot(values, [place] * len(values), "o", color="#1b5e8c", alpha=0.5, markersize=5)
-            axes.plot(statistics.mean(values), place, "|", color="#1b5e8c", markersize=16, markeredgewidth=2)
-    axes.set_yticks(list(places), [row.name for row in rows])
-    axes.set(xlabel=f"{sweep.split} {name}, {data} (a dot a seed, the line their mean)", ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlim(left=0.0)
-    axes.grid(alpha=0.3, axis="x")
-    published = [(row.paper[name], place) for place, row in zip(places, rows, strict=True) if name in row.paper]
-    if published:
-        beside = axes.twiny()
-        beside.plot(*zip(*published, strict=True), "D", color="#b35900", markersize=6, fillstyle="none")
-        beside.set_xlim(left=0.0)
-        beside.set_xlabel(f"{name} on COCO in the paper (diamonds)", color="#b35900")
+            ours.plot(values, [place] * len(values), "o", color="#1b5e8c", alpha=0.5, markersize=5)
+            ours.plot(statistics.mean(values), place, "|", color="#1b5e8c", markersize=16, markeredgewidth=2)
+    ours.set_yticks(range(len(rows)), [row.name for row in rows])
+    ours.set(xlabel=f"{sweep.split} {name}, {data} (a dot a seed, the line their mean)", ylim=(len(rows) - 0.5, -0.5))
+    for axes in of_paper:
+        axes.plot(*zip(*published, strict=True), "D", color="#b35900", markersize=6, fillstyle="none")
+        axes.set_xlabel(f"{name} on COCO in the paper", color="#b35900")
+    for axes in (ours, *of_paper):
+        axes.margins(x=0.1)
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
