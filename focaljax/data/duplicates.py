@@ -78,7 +78,7 @@ def near_pairs(looks: Sequence[int], *, most_bits: int = NEAR_BITS) -> list[tupl
     if not 0 <= most_bits <= 3:
         raise ValueError(f"most_bits must be in 0..3, got {most_bits}")
     hashes = np.array(looks, np.uint64)
-    ones = _ones(hashes)
+    ones = np.bitwise_count(hashes)
     compared = np.flatnonzero((ones >= _FEWEST_BITS) & (ones <= 64 - _FEWEST_BITS))
     pairs: set[tuple[int, int]] = set()
     for part in range(4):
@@ -87,14 +87,8 @@ def near_pairs(looks: Sequence[int], *, most_bits: int = NEAR_BITS) -> list[tupl
             places = compared[group]
             for start in range(0, len(places), _COMPARED_AT_ONCE):
                 rows = places[start : start + _COMPARED_AT_ONCE]
-                is_near = _ones(hashes[rows][:, None] ^ hashes[places][None, :]) <= most_bits
+                is_near = np.bitwise_count(hashes[rows][:, None] ^ hashes[places][None, :]) <= most_bits
                 is_near &= rows[:, None] < places[None, :]
                 first, second = np.nonzero(is_near)
                 pairs.update(zip(rows[first].tolist(), places[second].tolist(), strict=True))
     return sorted(pairs)
-
-
-def _ones(hashes: np.ndarray) -> np.ndarray:
-    """Returns the number of ones of each 64-bit number."""
-    as_bytes = np.ascontiguousarray(hashes)[..., None].view(np.uint8)
-    return np.unpackbits(as_bytes, axis=-1).sum(axis=-1)
