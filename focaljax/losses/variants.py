@@ -243,10 +243,12 @@ def poly1_focal_loss(
     Args:
         logits: floating, any shape.
         labels: in [0, 1], of a shape that broadcasts to that of `logits`.
-        epsilon: added to the first coefficient, 1; at least -1 for a loss that is never negative. Close to -1 the two
-            terms cancel for confident right outputs: the error is then relative to one of them.
+        epsilon: added to the first coefficient, 1; at least -1, with alpha at least minus the smaller of alpha and
+            1 - alpha, for a loss that is never negative and grows with what is wrong. Close to -1 the two terms cancel
+            for confident right outputs: the error is then relative to one of them.
         alpha: weight of label 1 in FL alone, in [0, 1], as common implementations have it (the paper's formula has no
-            alpha); label 0 has the weight 1 - alpha. None: no weights. A number, or one per class `[K]`.
+            alpha); label 0 has the weight 1 - alpha. None: no weights, to be multiplied outside where both terms are
+            to be weighted. A number, or one per class `[K]`.
         gamma: focusing parameter, at least 0; 0 gives the Poly-1 cross entropy.
 
     Returns:

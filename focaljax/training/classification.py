@@ -43,7 +43,8 @@ def make_classification_loss(
     Args:
         name: sigmoid losses, each class for itself, summed over the classes:
             'focal'; 'balanced_cross_entropy' (gamma does not count); 'cross_entropy' (neither alpha nor gamma);
-            'focal_star', FL* (gamma, star_beta, alpha); 'poly1_focal' (poly_epsilon, alpha, gamma);
+            'focal_star', FL* (gamma, star_beta, alpha); 'poly1_focal' (poly_epsilon, gamma; alpha weights it as a whole,
+            so that an epsilon of -1 takes the first term of the series out, whatever alpha is);
             'quality_focal' (gamma is its beta) and 'varifocal' (alpha, gamma), whose labels are the qualities;
             'ghm', whose weights depend on the whole batch (ghm_bins).
             Softmax losses over the classes and background, whose logit is 0: 'softmax_focal' (alpha weights the
@@ -73,7 +74,7 @@ def make_classification_loss(
         "balanced_cross_entropy": lambda x, label, _: focal(x, label, alpha=alpha, gamma=0.0),
         "cross_entropy": lambda x, label, _: focal(x, label, alpha=None, gamma=0.0),
         "focal_star": _of_labels(losses.focal_loss_star, gamma=gamma, beta=star_beta, alpha=alpha),
-        "poly1_focal": _of_labels(losses.poly1_focal_loss, epsilon=poly_epsilon, alpha=alpha, gamma=gamma),
+        "poly1_focal": _of_labels(_balanced_poly1, epsilon=poly_epsilon, alpha=alpha, gamma=gamma),
         "quality_focal": _of_qualities(losses.quality_focal_loss, beta=gamma),
         "varifocal": _of_qualities(losses.varifocal_loss, alpha=alpha, gamma=gamma),
         "softmax_focal": functools.partial(_softmax, alpha=alpha, gamma=gamma),
@@ -122,6 +123,12 @@ def _of_labels(loss: Callable[..., Array], **parameters: float) -> Callable[[Arr
         return _sum_of(loss, logits, label, 1.0, parameters)
 
     return of_anchor
+
+
+def _balanced_poly1(logits: Array, labels: Array, *, epsilon: float, alpha: float, gamma: float) -> Array:
+    # With alpha on the focal loss alone, an epsilon below -alpha or alpha - 1 rewards what is wrong.
+    weights = labels * alpha + (1.0 - labels) * (1.0 - alpha)
+    return weights * losses.poly1_focal_loss(logits, labels, epsilon=epsilon, gamma=gamma)
 
 
 def _of_qualities(loss: Callable[..., Array], **parameters: float) -> Callable[[Array, Array, Array], Array]:

@@ -32,7 +32,10 @@ WITH_BACKGROUND = jnp.pad(LOGITS[0, :3], ((0, 0), (0, 1)))
         ("balanced_cross_entropy", losses.balanced_cross_entropy(LOGITS[0, :3], HARD, alpha=0.3).sum(-1)),
         ("cross_entropy", losses.sigmoid_cross_entropy(LOGITS[0, :3], HARD).sum(-1)),
         ("focal_star", losses.focal_loss_star(LOGITS[0, :3], HARD, gamma=1.5, beta=0.5, alpha=0.3).sum(-1)),
-        ("poly1_focal", losses.poly1_focal_loss(LOGITS[0, :3], HARD, epsilon=-0.5, alpha=0.3, gamma=1.5).sum(-1)),
+        (
+            "poly1_focal",
+            ((0.7 - 0.4 * HARD) * losses.poly1_focal_loss(LOGITS[0, :3], HARD, epsilon=-0.5, gamma=1.5)).sum(-1),
+        ),
         ("quality_focal", losses.quality_focal_loss(LOGITS[0, :3], SOFT, beta=1.5).sum(-1)),
         ("varifocal", losses.varifocal_loss(LOGITS[0, :3], SOFT, alpha=0.3, gamma=1.5).sum(-1)),
         ("ghm", losses.ghm_classification_loss(LOGITS[0, :3], HARD, bins=4).sum(-1)),
@@ -57,6 +60,20 @@ def test_loss_by_name_is_the_librarys(name, expected):
         found = function(LOGITS, LABELS, QUALITY)
         np.testing.assert_allclose(found[0, :3], expected, rtol=1e-5)
         assert found[0, 3] == 0.0
+
+
+def test_no_loss_rewards_what_is_wrong():
+    """What is more wrong costs more, with the alphas and epsilons that papers use: the loss is at least 0 and grows."""
+    wrong = jnp.linspace(-6.0, 6.0, 25)
+    for name in CLASSIFICATION_LOSSES:
+        if name == "ghm":  # its weights depend on all anchors
+            continue
+        for epsilon in (-1.0, 1.0):
+            loss = make_classification_loss(name, alpha=0.25, poly_epsilon=epsilon)
+            for label, logits in ((0, -wrong), (BACKGROUND, wrong)):
+                costs = loss(logits[None, :, None], jnp.full((1, 25), label), jnp.ones((1, 25)))[0]
+                assert (costs >= -1e-6).all(), name
+                assert (jnp.diff(costs) > -1e-6).all(), name
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION_LOSSES)
