@@ -15,8 +15,8 @@ Usage: focaljax sweep FILE --workdir DIR [--config.data=NAME] [--jobs N] [--dry-
 
 Every run is a `focaljax train` in DIR/NAME/ROW/seedS with its log.txt; an interrupted one goes on from its checkpoint.
 Then, from all runs that are finished, results.csv (one row a run, of all data sets), NAME.md (mean and spread over the
-seeds, beside what the paper has) and NAME.png. A run that has its row in results.csv is finished, wherever it was run:
-with --out=experiments/table1b what others have run is not run again, and its row stays.
+seeds, beside what the paper has) and NAME.png. A run that has its row in the results.csv of --out is finished, wherever
+it was run: with --out=experiments/table1b what others have run is not run again, and its row stays.
 
 Example:
   focaljax sweep experiments/table1b/sweep.py --workdir runs/table1b --seeds 0
@@ -38,7 +38,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -80,7 +80,10 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [argument for argument in config_arguments if not argument.startswith(_DATA)]
     config = pathlib.Path(files[0]).parent / sweep.configs[data[-1]]
     out = pathlib.Path(flag_values.out or flag_values.workdir)
-    plan = _Plan(sweep, os.path.relpath(config), data[-1], pathlib.Path(flag_values.workdir) / data[-1], overrides, out)
+    workdir = pathlib.Path(flag_values.workdir) / data[-1]
+    # A folder below --workdir that was removed is to be run again, though the table there still has its row.
+    known = _rows(out / "results.csv", data[-1]) if flag_values.out else []
+    plan = _Plan(sweep, os.path.relpath(config), data[-1], workdir, overrides, known)
     runs = _chosen(sweep, data[-1], flag_values.seeds, flag_values.index)
     # A mistake in a row shows now, not after hours.
     for run in {run.row.name: run for run in runs}.values():
@@ -131,13 +134,11 @@ class _Plan:
         data: str,
         workdir: pathlib.Path,
         overrides: Sequence[str],
-        out: pathlib.Path,
+        known: Sequence[Mapping[str, Any]],
     ) -> None:
         self.sweep, self.config, self.data, self.workdir = sweep, config, data, workdir
         self.overrides = list(overrides)
-        table = out / "results.csv"
-        rows = read_results(table) if table.exists() else []
-        self._of_others = {row.get("flags", ""): row for row in rows if row["data"] == data}
+        self._known = {row["flags"]: dict(row) for row in known}
 
     def flags_of(self, run: Run) -> list[str]:
         """Returns the settings of a run; those for all runs come last, so that they win."""
@@ -155,7 +156,7 @@ class _Plan:
         result = json.loads(path.read_text()) if path.exists() else None
         if result is not None and result["flags"] == settings:
             return result
-        return self._of_others.get(settings)
+        return self._known.get(settings)
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Yields what the finished runs gave, in their order."""
@@ -163,6 +164,10 @@ class _Plan:
             result = self.result(run)
             if result is not None:
                 yield result
+
+
+def _rows(table: pathlib.Path, data: str) -> list[dict[str, Any]]:
+    return [row for row in read_results(table) if row["data"] == data and "flags" in row] if table.exists() else []
 
 
 def _chosen(sweep: Sweep, data: str, seeds: Sequence[str] | None, index: int | None) -> list[Run]:

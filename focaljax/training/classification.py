@@ -43,8 +43,8 @@ def make_classification_loss(
     Args:
         name: sigmoid losses, each class for itself, summed over the classes:
             'focal'; 'balanced_cross_entropy' (gamma does not count); 'cross_entropy' (neither alpha nor gamma);
-            'focal_star', FL* (gamma, star_beta, alpha); 'poly1_focal' (poly_epsilon, gamma; alpha weights it as a whole,
-            so that an epsilon of -1 takes the first term of the series out, whatever alpha is);
+            'focal_star', FL* (gamma, star_beta, alpha); 'poly1_focal' (poly_epsilon, gamma; alpha weights it as a
+            whole, so that an epsilon of -1 takes the first term of the series out, whatever alpha is);
             'quality_focal' (gamma is its beta) and 'varifocal' (alpha, gamma), whose labels are the qualities;
             'ghm', whose weights depend on the whole batch (ghm_bins).
             Softmax losses over the classes and background, whose logit is 0: 'softmax_focal' (alpha weights the

@@ -76,11 +76,14 @@ def test_what_is_missing_is_run_and_the_table_is_made(sweep_file, fast, tmp_path
     assert all(row["AP"] and row["commit"] and "jax " in row["versions"] and row["devices"] for row in rows)
     assert "1 of 2" in (folder / "small.md").read_text()
     assert cv2.imread(str(folder / "small.png")).std() > 5
-    # Nothing is run again, and one job of an array runs one.
+    # Nothing is run again but what was removed, and one job of an array runs one.
     assert main([*command, "--index=1"]) == 0
     assert "1 runs, 1 of them finished" in capsys.readouterr().out
     assert main([*command, "--seeds=0"]) == 0
     assert "2 runs, 2 of them finished" in capsys.readouterr().out
+    shutil.rmtree(folder / "small" / "gamma_0")
+    assert main([*command, "--seeds=0"]) == 0
+    assert "2 runs, 1 of them finished" in capsys.readouterr().out
 
 
 def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fast, tmp_path, capsys):
