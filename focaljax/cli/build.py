@@ -362,12 +362,16 @@ def check_numbers(config: ConfigDict) -> None:
     for name in ("pixel_mean", "pixel_std"):
         if len(config.data[name]) != 3 or (name == "pixel_std" and min(config.data[name]) <= 0):
             raise ValueError(f"data.{name} must be three numbers in 0..255, of std above 0, got {config.data[name]}")
-    for setting in ("optim.steps", "optim.accumulate", "log.every", "eval.batch_size", "checkpoint.keep"):
+    for setting in (
+        "optim.steps", "optim.batch_size", "optim.accumulate", "log.every", "eval.batch_size", "checkpoint.keep",
+    ):  # fmt: skip
         group, key = setting.split(".")
         if config[group][key] < 1:
             raise ValueError(f"{setting} must be at least 1, got {config[group][key]}")
     if config.log.pictures < 0:
         raise ValueError(f"log.pictures must be at least 0, got {config.log.pictures}")
+    if config.data.max_boxes < 0 or config.seed < 0:
+        raise ValueError(f"data.max_boxes and seed must be at least 0, got {config.data.max_boxes} and {config.seed}")
     if config.data.timeout <= 0:
         raise ValueError(f"data.timeout must be seconds above 0, got {config.data.timeout}")
     if config.optim.learning_rate_batch < 0:

@@ -24,9 +24,13 @@ def say(message: str) -> None:
 
     Names from data may be in it: see `printable`. A terminal or file that lacks a character gets its escape.
     """
-    line = printable(message)
+    write_encodable(printable(message) + "\n")
+
+
+def write_encodable(text: str) -> None:
+    """Writes a text to stdout, with escapes for the characters that it lacks."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
 
 

@@ -19,6 +19,7 @@ Example:
 """
 
 import concurrent.futures
+import copy
 import os
 import pathlib
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ from focaljax.cli.doctor_page import write_page
 from focaljax.cli.doctor_tables import all_tables, print_findings, print_proposal, print_table
 from focaljax.cli.main import UsageError, nearest
 from focaljax.cli.prediction import anchor_settings
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.deadline import with_deadline
 from focaljax.data.duplicates import ImageHash, hash_image
 from focaljax.data.example import Source, UnreadableImageError
@@ -65,9 +67,12 @@ def main(arguments: Sequence[str]) -> int:
     _make_folder(out)
 
     sources = _sources(config, splits)
+    # What they need and lack shows now, not after all images were read.
+    train = sources.get("train") or build.make_source(config, "train") if flag_values.samples else None
     examined = [_examine(config, source, split, pixels=flag_values.pixels) for split, source in sources.items()]
     fit = examine_anchors(config, examined[0].name, examined[0].fitted)
-    findings = all_findings(examined, fit, max_boxes=config.data.max_boxes)
+    views = Augmentation(**config.augment).images_in_view
+    findings = all_findings(examined, fit, max_boxes=config.data.max_boxes, images_in_view=views)
     print_findings(findings, examined)
     tables = all_tables(examined, fit)
     for table in tables:
@@ -75,8 +80,8 @@ def main(arguments: Sequence[str]) -> int:
     print_proposal(fit)
     if flag_values.out:
         sheet = None
-        if flag_values.samples:
-            sheet = _draw_samples(config, sources.get("train"), flag_values.samples)
+        if train is not None:
+            sheet = _draw_samples(config, train, flag_values.samples)
             write_image(out / "samples.jpg", sheet)
         write_page(out / "doctor.html", config_arguments, examined, fit, findings, tables, sheet)
         say(f"wrote {out}: doctor.html{'' if sheet is None else ', samples.jpg'}")
@@ -118,11 +123,11 @@ def _splits(config: ConfigDict, asked: Sequence[str]) -> list[str]:
 
 
 def _sources(config: ConfigDict, splits: Sequence[str]) -> dict[str, Source]:
-    """Returns the sources, all with the classes of the training split if that is among them."""
+    """Returns the sources, all with the classes of the first, which is the training split if that is among them."""
     sources: dict[str, Source] = {}
     for split in splits:
-        train = sources.get("train")
-        classes = None if train is None else build.Classes(train.class_names, train.category_ids)
+        first = next(iter(sources.values()), None)
+        classes = None if first is None else build.Classes(first.class_names, first.category_ids)
         sources[split] = build.make_source(config, split, classes=classes)
     return sources
 
@@ -132,7 +137,8 @@ def _examine(config: ConfigDict, source: Source, split: str, *, pixels: bool) ->
     boxes = read_split_boxes(source)
     return ExaminedSplit(
         name=split,
-        report=source.report,
+        # As it is now: what is drawn later adds to it.
+        report=copy.deepcopy(source.report),
         boxes=boxes,
         fitted=resized(boxes, height=height, width=width),
         counts=count_boxes(boxes),
@@ -158,9 +164,8 @@ def _hash_images(source: Source, split: str, timeout: float) -> list[ImageHash |
         pool.shutdown(wait=False, cancel_futures=True)  # a thread that hangs would be waited for
 
 
-def _draw_samples(config: ConfigDict, source: Source | None, count: int) -> np.ndarray:
+def _draw_samples(config: ConfigDict, train: Source, count: int) -> np.ndarray:
     """Returns a sheet of the first training images, as the network gets them."""
-    train = build.make_source(config, "train") if source is None else source
     names = {image["id"]: os.path.basename(image["file_name"]) for image in train.ground_truth()["images"]}
     batches = build.training_batches(config, train, start_step=0)
     pictures: list[np.ndarray] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from focaljax.cli.doctor_anchors import AnchorFit
-from focaljax.data.duplicates import ImageHash, equal_groups, near_pairs
+from focaljax.data.duplicates import ImageHash, equal_groups, near_groups
 from focaljax.data.report import DataReport
 from focaljax.data.statistics import SplitBoxes, SplitCounts, images_without
 
@@ -57,19 +57,22 @@ class Remark:
     text: str
 
 
-def all_findings(splits: Sequence[ExaminedSplit], fit: AnchorFit, *, max_boxes: int) -> list[Remark]:
+def all_findings(
+    splits: Sequence[ExaminedSplit], fit: AnchorFit, *, max_boxes: int, images_in_view: int = 1
+) -> list[Remark]:
     """Returns everything worth a line, faults first.
 
     Args:
         splits: in the order train, val, test.
         fit: the anchors of the first of them.
         max_boxes: `data.max_boxes` of the config.
+        images_in_view: how many images one view of the config's augmentation may hold.
     """
     found = [Remark(FAULT, text) for split in splits for text in _faults_of(split)]
     found += [Remark(FAULT, text) for text in _equal_images(splits)]
     # Without training objects a class cannot be learnt, without others only not be measured.
     found += [Remark(FAULT, text) for split in splits if split.name == "train" for text in _absent_classes(split)]
-    found += [Remark(FAULT, text) for text in _lost_boxes(splits, max_boxes)]
+    found += [Remark(FAULT, text) for text in _lost_boxes(splits, max_boxes, images_in_view)]
     found += [Remark(SUSPECT, text) for split in splits if split.name != "train" for text in _absent_classes(split)]
     found += [Remark(SUSPECT, text) for text in _alike_images(splits)]
     found += [Remark(SUSPECT, text) for text in _images_lacking_a_class(splits)]
@@ -101,19 +104,20 @@ def _equal_images(splits: Sequence[ExaminedSplit]) -> Iterator[str]:
     groups = equal_groups([found.pixels for found in hashes])
     leaks = [group for group in groups if len({places[image][0] for image in group}) > 1]
     yield from _by_splits("in both", "x image stands {where} {splits} (leakage)", leaks, places, splits)
-    within = [group for group in groups if len({places[image][0] for image in group}) < len(group)]
+    of_split = [
+        [[image for image in group if places[image][0] == split] for group in groups] for split in range(len(splits))
+    ]
+    within = [group for groups_of in of_split for group in groups_of if len(group) > 1]
     yield from _by_splits("twice in", "x image stands {where} {splits}", within, places, splits)
 
 
 def _alike_images(splits: Sequence[ExaminedSplit]) -> Iterator[str]:
     """Yields images that look alike and have not the same pixels."""
     places, hashes = _hashed(splits)
-    pairs = [
-        [first, second]
-        for first, second in near_pairs([found.look for found in hashes])
-        if hashes[first].pixels != hashes[second].pixels
-    ]
-    yield from _by_splits("in", "x pair of images that look almost the same, {where} {splits}", pairs, places, splits)
+    # Of images with the same pixels, which have a line of their own, the first.
+    one_of_each = list({found.pixels: image for image, found in reversed(list(enumerate(hashes)))}.values())[::-1]
+    groups = [[one_of_each[place] for place in group] for group in near_groups([hashes[i].look for i in one_of_each])]
+    yield from _by_splits("in", "x group of images that look almost the same, {where} {splits}", groups, places, splits)
 
 
 def _hashed(splits: Sequence[ExaminedSplit]) -> tuple[list[tuple[int, int]], list[ImageHash]]:
@@ -151,16 +155,19 @@ def _absent_classes(split: ExaminedSplit) -> Iterator[str]:
         yield f"{split.name}: {of_all} have no object: {_first([names[label] for label in absent])}"
 
 
-def _lost_boxes(splits: Sequence[ExaminedSplit], max_boxes: int) -> Iterator[str]:
-    """Yields whether `data.max_boxes` cuts off boxes of training images."""
+def _lost_boxes(splits: Sequence[ExaminedSplit], max_boxes: int, images_in_view: int) -> Iterator[str]:
+    """Yields whether `data.max_boxes` cuts off boxes of training images, or of several of them in one view."""
     for split in splits:
         boxes_of_image = np.bincount(split.fitted.image_index, minlength=1)
-        fuller, largest = int((boxes_of_image > max_boxes).sum()), int(boxes_of_image.max())
-        if split.name == "train" and max_boxes and fuller:
-            yield (
-                f"train: {fuller} images have more than data.max_boxes={max_boxes} boxes, the smallest of which "
-                f"are left out: --config.data.max_boxes={largest}, or 0, keeps all"
-            )
+        fuller, largest = int((boxes_of_image > max_boxes).sum()), int(boxes_of_image.max()) * images_in_view
+        if split.name != "train" or not max_boxes or largest <= max_boxes:
+            continue
+        views = f" in a view of {images_in_view} of them" if images_in_view > 1 else ""
+        images = f"{fuller} images have" if fuller else f"{images_in_view} images in one view may have"
+        yield (
+            f"train: {images} more than data.max_boxes={max_boxes} boxes, the smallest of which "
+            f"are left out: --config.data.max_boxes={largest}, or 0, keeps all{views}"
+        )
 
 
 def _images_lacking_a_class(splits: Sequence[ExaminedSplit]) -> Iterator[str]:
@@ -169,7 +176,7 @@ def _images_lacking_a_class(splits: Sequence[ExaminedSplit]) -> Iterator[str]:
     for label, name in enumerate(splits[0].boxes.class_names):
         lacking = {split.name: (split, images_without(split.boxes, label)) for split in splits}
         count = sum(len(indices) for _, indices in lacking.values())
-        if 0 < count <= (1.0 - _EXPECTED_SHARE) * images:
+        if count and images - count >= _EXPECTED_SHARE * images:
             yield (
                 f"{count} of {images} images have no {name}, which is on all others: "
                 + "; ".join(
@@ -179,7 +186,8 @@ def _images_lacking_a_class(splits: Sequence[ExaminedSplit]) -> Iterator[str]:
 
 
 def _anchor_hints(fit: AnchorFit) -> Iterator[str]:
-    missed, unassigned = int(fit.before.is_missed.sum()), int(fit.before.is_unassigned.sum())
+    missed = int(fit.before.is_missed.sum())
+    unassigned = int((fit.before.is_missed & fit.before.is_unassigned).sum())
     objects = int(fit.before.is_object.sum())
     if missed > _MANY_MISSED * objects:
         yield (

@@ -8,8 +8,9 @@ import rich.box
 import rich.console
 import rich.markup
 import rich.table
+from rich.console import RenderableType
 
-from focaljax.cli.console import say
+from focaljax.cli.console import say, write_encodable
 from focaljax.cli.doctor_anchors import AnchorFit, Coverage
 from focaljax.cli.doctor_findings import FAULT, SUSPECT, ExaminedSplit, Remark
 from focaljax.data.report import printable
@@ -36,15 +37,28 @@ def all_tables(splits: Sequence[ExaminedSplit], fit: AnchorFit) -> list[Table]:
     return tables
 
 
+class _Console:
+    """Shows what rich renders; a terminal or file that lacks a character gets its escape, as from `say`."""
+
+    def __init__(self) -> None:
+        self._console = rich.console.Console(highlight=False)
+
+    def show(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
+        """Prints it."""
+        with self._console.capture() as capture:
+            self._console.print(what, soft_wrap=soft_wrap)
+        write_encodable(capture.get())
+
+
 def print_findings(findings: Sequence[Remark], splits: Sequence[ExaminedSplit]) -> None:
     """Prints the findings, or that there are none."""
-    console = rich.console.Console(highlight=False)
+    console = _Console()
     names = ", ".join(f"{split.name} {len(split.boxes):,}" for split in splits)
-    console.print(f"images: {names}; findings: {len(findings) or 'none'}{not_looked_for(splits)}", soft_wrap=True)
+    console.show(f"images: {names}; findings: {len(findings) or 'none'}{not_looked_for(splits)}", soft_wrap=True)
     for finding in findings:
         colour = _COLOURS.get(finding.mark, "blue")
         text = rich.markup.escape(printable(finding.text))
-        console.print(f"  [{colour}]{finding.mark:8}[/]{text}", soft_wrap=True)
+        console.show(f"  [{colour}]{finding.mark:8}[/]{text}", soft_wrap=True)
 
 
 def not_looked_for(splits: Sequence[ExaminedSplit]) -> str:
@@ -61,9 +75,9 @@ def print_table(table: Table) -> None:
         shown.add_row(*(rich.markup.escape(printable(cell)) for cell in row))
     if len(table.rows) > _MOST_ROWS:
         shown.add_row(f"... {len(table.rows) - _MOST_ROWS} more")
-    console = rich.console.Console(highlight=False)
-    console.print(f"\n[bold]{rich.markup.escape(table.title)}[/]", soft_wrap=True)
-    console.print(shown)
+    console = _Console()
+    console.show(f"\n[bold]{rich.markup.escape(table.title)}[/]", soft_wrap=True)
+    console.show(shown)
 
 
 def print_proposal(fit: AnchorFit) -> None:

@@ -58,37 +58,45 @@ def equal_groups(keys: Sequence[Hashable]) -> list[list[int]]:
     return [group for group in places.values() if len(group) > 1]
 
 
-def near_pairs(looks: Sequence[int], *, most_bits: int = NEAR_BITS) -> list[tuple[int, int]]:
-    """Returns the pairs of positions whose hashes differ in at most `most_bits` of their 64 bits, in ascending order.
+def near_groups(looks: Sequence[int], *, most_bits: int = NEAR_BITS) -> list[list[int]]:
+    """Returns the groups of positions that are joined by hashes which differ in at most `most_bits` of their 64 bits.
 
-    Hashes that are almost all zeros or ones say too little and are in no pair. Of hashes that differ in 3 bits at
+    Two in a group may differ in more, if those between them do not: frames of a camera that hardly moves are one group.
+    Hashes that are almost all zeros or ones say too little and are in no group. Of hashes that differ in 3 bits at
     least one of four 16-bit parts is equal, so only those with an equal part are compared.
 
     Args:
         looks: 64-bit numbers, see `ImageHash`.
         most_bits: in 0..3.
 
+    Returns:
+        Groups of at least two, positions ascending, in the order of the first.
+
     Raises:
         ValueError: `most_bits` is out of range.
 
     Example:
-        >>> near_pairs([0x00FF00FF00FF00FF, 0x00FF00FF00FF00FE, 0xF0F0F0F0F0F0F0F0])
-        [(0, 1)]
+        >>> near_groups([0x00FF00FF00FF00FF, 0x00FF00FF00FF00FE, 0xF0F0F0F0F0F0F0F0])
+        [[0, 1]]
     """
     if not 0 <= most_bits <= 3:
         raise ValueError(f"most_bits must be in 0..3, got {most_bits}")
-    hashes = np.array(looks, np.uint64)
+    hashes, place_of = np.unique(np.array(looks, np.uint64), return_inverse=True)
     ones = np.bitwise_count(hashes)
     compared = np.flatnonzero((ones >= _FEWEST_BITS) & (ones <= 64 - _FEWEST_BITS))
-    pairs: set[tuple[int, int]] = set()
+    group = np.arange(len(hashes))  # of each hash, the smallest that it is joined with so far
     for part in range(4):
         parts = (hashes[compared] >> np.uint64(16 * part)) & np.uint64(0xFFFF)
-        for group in equal_groups(parts.tolist()):
-            places = compared[group]
+        for places in (compared[same] for same in equal_groups(parts.tolist())):
             for start in range(0, len(places), _COMPARED_AT_ONCE):
                 rows = places[start : start + _COMPARED_AT_ONCE]
                 is_near = np.bitwise_count(hashes[rows][:, None] ^ hashes[places][None, :]) <= most_bits
-                is_near &= rows[:, None] < places[None, :]
-                first, second = np.nonzero(is_near)
-                pairs.update(zip(rows[first].tolist(), places[second].tolist(), strict=True))
-    return sorted(pairs)
+                for near in is_near[is_near.sum(axis=1) > 1]:
+                    joined = np.unique(group[places[near]])
+                    if len(joined) > 1:
+                        group[np.isin(group, joined)] = joined[0]
+    is_compared = np.zeros(len(hashes), bool)
+    is_compared[compared] = True
+    # What is not compared is a group of its own, by its position.
+    keys = [int(group[place]) if is_compared[place] else (index,) for index, place in enumerate(place_of.tolist())]
+    return equal_groups(keys)

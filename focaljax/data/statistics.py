@@ -113,12 +113,16 @@ def resized(split: SplitBoxes, *, height: int, width: int) -> SplitBoxes:
 
 
 def some_images(split: SplitBoxes, most: int) -> SplitBoxes:
-    """Returns `most` images, spread evenly over the split, with their boxes; the split itself if it has no more."""
+    """Returns `most` images with objects, spread evenly over the split, with their boxes.
+
+    The split itself if it has no more images; fewer if fewer have an object.
+    """
     if len(split) <= most:
         return split
-    chosen = np.linspace(0, len(split) - 1, most).astype(np.int64)
+    having = np.unique(split.image_index[~split.is_crowd])
+    chosen = having[np.linspace(0, len(having) - 1, min(most, len(having))).astype(np.int64)]
     place = np.full(len(split), -1)
-    place[chosen] = np.arange(most)
+    place[chosen] = np.arange(len(chosen))
     is_kept = place[split.image_index] >= 0
     return dataclasses.replace(
         split,

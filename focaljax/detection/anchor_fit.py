@@ -41,16 +41,17 @@ class AnchorShapes:
 def fit_anchors(
     sides: np.ndarray, start: AnchorShapes, *, strides: Sequence[int], positive_iou: float = 0.5, seed: int = 0
 ) -> AnchorShapes:
-    """Returns anchors, as many as those given, that boxes of these sides overlap more.
+    """Returns anchors, as many as those given, fitted to boxes of these sides.
 
     k-means with the distance 1 - IoU, whose centres are the anchors of all levels: each box goes to the anchor that it
     overlaps most, then scales, ratios and the proportion of size to stride become geometric means of what their boxes
     would have them be, weighted by the IoU: what no anchor can meet shall not pull. A box's centre lies anywhere
     between those of the anchors, so each box counts four times, with its centre an eighth or three eighths of the
     level's stride off on either axis. Sizes stay in proportion to the strides, and scales below the next level's size,
-    so that a level has the boxes of an octave. Of all rounds from four starts, the given anchors and the same in other
-    sizes, the one with the largest share of boxes at `positive_iou` is returned (in whole percent; of equals that with
-    the largest mean IoU), rounded to three digits.
+    so that a level has the boxes of an octave: given anchors that are not so are made so first, and may be better than
+    what is returned. Of all rounds from four starts, the given anchors and the same in other sizes, the one with the
+    largest share of boxes at `positive_iou` is returned (in whole percent; of equals that with the largest mean IoU),
+    rounded to three digits.
 
     Args:
         sides: `[M, 2]`, height and width of the boxes in pixels of the network's input, above 0.

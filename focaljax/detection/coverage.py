@@ -14,8 +14,9 @@ from focaljax.losses import BACKGROUND, IGNORED
 
 Array = jax.Array
 
-# Images of one call; those with about as many boxes go together, padded to 8, 32, 128, ... rows.
-_IMAGES_AT_ONCE = 16
+# Images of one call, of which the smallest number that fits is taken; those with about as many boxes go together,
+# padded to 8, 16, 32, ... rows.
+_IMAGES_AT_ONCE = (1, 4, 16)
 _FEWEST_ROWS = 8
 
 
@@ -89,7 +90,7 @@ def measure_coverage(
             corners, crowd = np.asarray(boxes_xyxy, np.float32)[index], np.asarray(is_crowd, bool)[index]
         else:
             corners, crowd = np.zeros((*index.shape, 4), np.float32), np.zeros(index.shape, bool)
-        missing = _IMAGES_AT_ONCE - len(images)
+        missing = next(size for size in _IMAGES_AT_ONCE if size >= len(images)) - len(images)
         padded = [np.pad(a, ((0, missing), *((0, 0),) * (a.ndim - 1))) for a in (corners, crowd, is_box)]
         found = jax.tree.map(lambda array: np.asarray(array)[: len(images)], _of_images(all_anchors, *padded, matching))  # noqa: B023
         best_iou[index[is_box]] = found["best_iou"][is_box]
@@ -109,11 +110,11 @@ def _batches(counts: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """Yields the images of one call, and the rows that hold the boxes of each."""
     order = np.argsort(counts, kind="stable")
     needed = np.maximum(counts[order], 1) / _FEWEST_ROWS
-    powers = np.maximum(0, np.ceil(np.log(needed) / np.log(4))).astype(np.int64)
+    powers = np.maximum(0, np.ceil(np.log2(needed))).astype(np.int64)
     for power in np.unique(powers).tolist():
         images = order[powers == power]
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            yield images[start : start + _IMAGES_AT_ONCE], _FEWEST_ROWS * 4**power
+        for start in range(0, len(images), _IMAGES_AT_ONCE[-1]):
+            yield images[start : start + _IMAGES_AT_ONCE[-1]], _FEWEST_ROWS * 2**power
 
 
 @functools.partial(jax.jit, static_argnames="matching")

@@ -3,6 +3,8 @@
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import cv2
 import pytest
@@ -74,7 +76,7 @@ def seen(faulty, tmp_path_factory):
         "fault train: 1 of 3 classes have no object: <b>newt</b>",
         "fault train: 4 images have more than data.max_boxes=2 boxes",
         "suspect val: 1 of 3 classes have no object: <b>newt</b>",
-        "suspect 1 x pair of images that look almost the same, in train and val: 9.png = 2.png",
+        "suspect 1 x group of images that look almost the same, in train and val: 9.png = 2.png",
         "hint train: 1 of 20 images have no object",
         "hint train: classes are out of balance: 40 of cat, 4 of dog, 10 to 1",
         "see the overrides below",
@@ -157,6 +159,61 @@ def test_split_without_objects_has_no_anchors_to_fit(tmp_path, capsys):
     assert (tmp_path / "out/doctor.html").is_file()
 
 
+def folders_of(root, *splits):
+    return [
+        f"--config.data.{split}.{key}={root}/{split}/{name}"
+        for split in splits
+        for key, name in (("images", "images"), ("annotations", "annotations.json"))
+    ]
+
+
+def test_splits_have_the_same_classes_without_the_training_split_too(tmp_path, capsys):
+    write_coco(tmp_path / "val", [noise(0), noise(1)], [tall(0, 0, 3), tall(1, 1, 3)])
+    write_coco(tmp_path / "test", [noise(2)], [tall(0, 0, 3)], names=("cat",))
+    assert main(["doctor", *CONFIG, *folders_of(tmp_path, "val", "test"), "--split", "val,test"]) == 0
+    shown = re.sub(" +", " ", capsys.readouterr().out)
+    assert re.search(r"^cat 1 \(50.0%\) 1 1 \(100.0%\) 1 *$", shown, re.MULTILINE)
+    assert re.search(r"^dog 1 \(50.0%\) 1 0 \(0.0%\) 0 *$", shown, re.MULTILINE)
+    # Other classes under the same ids are an error, and no wrong table.
+    write_coco(tmp_path / "train", [noise(3)], [tall(0, 0, 3)], names=("dog", "cat"))
+    arguments = [*CONFIG, *folders_of(tmp_path, "train", "val")]
+    fails(capsys, ["doctor", *arguments], "category id 1 is 'cat'", "whose categories agree", code=1)
+
+
+def test_rare_objects_are_those_that_anchors_are_measured_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor_anchors, "_MOST_IMAGES", 3)
+    write_coco(tmp_path / "train", [noise(seed) for seed in range(12)], [tall(5, 0, 3), tall(6, 0, 30)])
+    arguments = [*CONFIG, *folders_of(tmp_path, "train"), "--nopixels", "--out", str(tmp_path / "out")]
+    assert main(["doctor", *arguments]) == 0
+    shown = re.sub(" +", " ", capsys.readouterr().out)
+    assert "anchors (train, 2 of 12 images)\n" in shown
+    assert "nan" not in shown
+    assert (tmp_path / "out/doctor.html").is_file()
+
+
+def test_class_on_exactly_nine_tenths_of_the_images_is_expected_on_all(tmp_path, capsys):
+    write_coco(tmp_path / "train", [noise(seed) for seed in range(10)], [tall(image, 0, 3) for image in range(9)])
+    assert main(["doctor", *CONFIG, *folders_of(tmp_path, "train"), "--nopixels"]) == 0
+    assert "1 of 10 images have no cat, which is on all others: 1 in train (9.png)" in capsys.readouterr().out
+
+
+def test_views_of_several_images_may_have_too_many_boxes(tmp_path, capsys):
+    write_coco(tmp_path / "train", [noise(0)], [tall(0, 0, 3), tall(0, 0, 30)])
+    arguments = [*CONFIG, *folders_of(tmp_path, "train"), "--nopixels", "--config.data.max_boxes=2"]
+    assert main(["doctor", *arguments]) == 0
+    assert "max_boxes" not in capsys.readouterr().out
+    assert main(["doctor", *arguments, "--config.augment.mosaic=1.0"]) == 0
+    assert "4 images in one view may have more than data.max_boxes=2 boxes" in (shown := capsys.readouterr().out)
+    assert "--config.data.max_boxes=8, or 0, keeps all in a view of 4 of them" in shown
+
+
+def test_names_that_the_terminal_lacks_are_escaped(tmp_path, users_env):
+    write_coco(tmp_path / "train", [noise(0)], [tall(0, 0, 3)], names=("\u732b", "dog"))
+    command = [sys.executable, "-m", "focaljax", "doctor", *CONFIG, *folders_of(tmp_path, "train"), "--nopixels"]
+    done = subprocess.run(command, env={**users_env, "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True)
+    assert b"\\u732b" in done.stdout
+
+
 def test_crowd_regions_count_nowhere_in_the_coverage(tmp_path):
     write_coco(tmp_path, [noise(0)], [(0, 0, (8, 8, 16, 16)), (0, 0, (0, 0, 3, 40), True)])
     boxes = read_split_boxes(CocoSource(tmp_path / "images", tmp_path / "annotations.json"))
@@ -212,10 +269,18 @@ def test_blood_cells(shared_data, monkeypatch, capsys):
         (["--config.matching.positive_iou=0.3"], ("negative_iou 0.4",)),
         (["--config.data.image_size=(64,)"], ("data.image_size must be (height, width)",)),
         (["--config.data.train.images="], ("needs --config.data.train.images",)),
+        (["--config.optim.batch_size=0"], ("optim.batch_size must be at least 1, got 0",)),
+        (["--config.data.max_boxes=-1"], ("data.max_boxes and seed must be at least 0",)),
     ],
 )
 def test_mistake_is_one_line(faulty, capsys, arguments, words):
     fails(capsys, ["doctor", *faulty, *arguments], *words)
+
+
+def test_what_samples_need_and_lack_is_said_before_anything_is_read(faulty, tmp_path, capsys):
+    arguments = [*faulty, "--split=val", "--samples=2", f"--out={tmp_path}", "--config.data.train.images="]
+    fails(capsys, ["doctor", *arguments], "needs --config.data.train.images")
+    assert not capsys.readouterr().out
 
 
 def test_splits_come_in_their_order_and_default_to_those_named(faulty):

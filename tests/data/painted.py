@@ -46,7 +46,7 @@ def apart(draw, label=None):
 
 
 def assert_boxes_are_where_their_pixels_are(view, labels, size, *, image=None, within=1.01):
-    """Each box of a view is found again by its colour, within a pixel; no colour is there that has no box."""
+    """Each box of a view is found again by its colour, within a pixel, or is a sliver."""
     image = view.image if image is None else image
     for box, label in zip(view.boxes_xyxy, labels):
         found = find(image, label)

@@ -130,6 +130,11 @@ def test_some_images_keep_their_boxes():
     np.testing.assert_array_equal(few.image_index, [0, 0, 1, 1, 2, 2])
     np.testing.assert_array_equal(few.boxes_xyxy[:, 0], [0, 0, 4, 4, 9, 9])
     assert some_images(split, 10) is split
+    # Images without an object are not among them: here only the first and the last have one.
+    rare = split_of([[0, 0, 5, 5], [1, 1, 6, 6], [2, 2, 7, 7]], [0, 1, 0], [0, 9, 9], [(20, 20)] * 10)
+    assert some_images(rare, 3).file_names == ("0.png", "9.png")
+    crowds = dataclasses.replace(rare, is_crowd=np.array([True, True, True]))
+    assert len(some_images(crowds, 3)) == 0
 
 
 def test_statistics_of_nothing_are_nan():
