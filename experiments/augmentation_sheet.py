@@ -12,13 +12,14 @@ import sys
 import cv2
 import numpy as np
 
-from focaljax.cli import build
+from focaljax.cli import datasets
 from focaljax.cli.config import load_config, split_config_flags
 from focaljax.cli.main import UsageError
 from focaljax.data.augmentation import Augmentation
 from focaljax.data.example import DataError, Source
 from focaljax.data.pipeline import training_batches
-from focaljax.evaluation.drawing import class_colour, contact_sheet, write_image
+from focaljax.evaluation.drawing import class_colour, write_image
+from focaljax.evaluation.sheets import contact_sheet
 
 # Caption -> settings, beside the flips that are there by default; of the multi-scale sides, shares of the image's size.
 ROWS = {
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--side", type=int, default=240, help="largest of a picture, in pixels, default: 240")
     options = parser.parse_args(others)
     config = load_config(config_arguments)
-    source = build.make_source(config, "train")
+    source = datasets.make_source(config, "train")
     height, width = config.data.image_size
     pictures: list[np.ndarray] = []
     captions: list[str] = []

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from focaljax import losses
-from focaljax.cli import build, prediction
+from focaljax.cli import build, datasets, prediction
 from focaljax.cli.console import track
 from focaljax.cli.evaluate import load_detector, saved_run
 from focaljax.data.example import Example
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the losses of assigned and of background anchors, each `[gammas, anchors]`."""
     config, folder = saved_run(workdir, ())
-    source = build.make_source(config, split, classes=build.load_classes(folder))
+    source = datasets.make_source(config, split, classes=datasets.load_classes(folder))
     classes = len(source.class_names)
     mesh = meshes.make_mesh(jax.devices()[:1])
     _, variables, _ = load_detector(config, folder, classes, mesh)

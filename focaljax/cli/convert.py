@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from focaljax.cli import build
+from focaljax.cli import datasets
 from focaljax.cli.config import parse_flags
 from focaljax.cli.console import say
 from focaljax.cli.evaluate import load_detector, saved_run
@@ -101,7 +101,7 @@ def _weights_of_run(workdir: pathlib.Path, to: str | None, norm: str | None) -> 
     if norm is not None:
         raise UsageError("--norm is for files; a run knows its own")
     config, workdir = saved_run(str(workdir), [])
-    classes = build.load_classes(workdir)
+    classes = datasets.load_classes(workdir)
     if to == "torchvision":
         _check_settings(config, workdir)
     step, variables, _ = load_detector(config, workdir, len(classes.names), meshes.make_mesh())

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from focaljax.cli import build
+from focaljax.cli import build, datasets
 from focaljax.cli.config import load_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, track
 from focaljax.cli.doctor_anchors import examine_anchors
@@ -45,7 +45,8 @@ from focaljax.data.duplicates import ImageHash, hash_image
 from focaljax.data.example import Source, UnreadableImageError
 from focaljax.data.statistics import count_boxes, duplicate_boxes, read_split_boxes, resized
 from focaljax.detection import assign_anchors, pyramid_anchors
-from focaljax.evaluation.drawing import contact_sheet, draw_detections, write_image
+from focaljax.evaluation.drawing import draw_detections, write_image
+from focaljax.evaluation.sheets import contact_sheet
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 
     sources = _sources(config, splits)
     # What they need and lack shows now, not after all images were read.
-    train = sources.get("train") or build.make_source(config, "train") if flag_values.samples else None
+    train = sources.get("train") or datasets.make_source(config, "train") if flag_values.samples else None
     examined = [_examine(config, source, split, pixels=flag_values.pixels) for split, source in sources.items()]
     fit = examine_anchors(config, examined[0].name, examined[0].fitted)
     views = Augmentation(**config.augment).images_in_view
@@ -108,17 +109,17 @@ def _check(config: ConfigDict) -> None:
 
 
 def _splits(config: ConfigDict, asked: Sequence[str]) -> list[str]:
-    """Returns the splits asked for in the order of `build.SPLITS`; all that the config names if none is."""
+    """Returns the splits asked for in the order of `datasets.SPLITS`; all that the config names if none is."""
     for split in asked:
-        if split not in build.SPLITS:
+        if split not in datasets.SPLITS:
             raise UsageError(
-                f"--split: {split!r} is none of {', '.join(build.SPLITS)}{nearest(split, build.SPLITS)}; "
+                f"--split: {split!r} is none of {', '.join(datasets.SPLITS)}{nearest(split, datasets.SPLITS)}; "
                 "write several as train,val"
             )
     if asked:
-        return [split for split in build.SPLITS if split in asked]
+        return [split for split in datasets.SPLITS if split in asked]
     by_name = config.data.source in ("tfds", "shapes")
-    named = [split for split in build.SPLITS if config.data[split]["name" if by_name else "annotations"]]
+    named = [split for split in datasets.SPLITS if config.data[split]["name" if by_name else "annotations"]]
     return named or ["train"]  # whose absence is then an error that says what to set
 
 
@@ -127,8 +128,8 @@ def _sources(config: ConfigDict, splits: Sequence[str]) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for split in splits:
         first = next(iter(sources.values()), None)
-        classes = None if first is None else build.Classes(first.class_names, first.category_ids)
-        sources[split] = build.make_source(config, split, classes=classes)
+        classes = None if first is None else datasets.Classes(first.class_names, first.category_ids)
+        sources[split] = datasets.make_source(config, split, classes=classes)
     return sources
 
 
@@ -167,7 +168,7 @@ def _hash_images(source: Source, split: str, timeout: float) -> list[ImageHash |
 def _draw_samples(config: ConfigDict, train: Source, count: int) -> np.ndarray:
     """Returns a sheet of the first training images, as the network gets them."""
     names = {image["id"]: os.path.basename(image["file_name"]) for image in train.ground_truth()["images"]}
-    batches = build.training_batches(config, train, start_step=0)
+    batches = datasets.training_batches(config, train, start_step=0)
     pictures: list[np.ndarray] = []
     captions: list[str] = []
     for _ in track(

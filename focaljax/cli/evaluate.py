@@ -29,7 +29,7 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict
 
-from focaljax.cli import build, prediction
+from focaljax.cli import build, datasets, prediction
 from focaljax.cli.config import load_saved_config, override_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, say_compiled, track
 from focaljax.cli.data_reports import report_data
@@ -47,9 +47,10 @@ from focaljax.evaluation.coco_metrics import (
     write_evaluation,
 )
 from focaljax.evaluation.detections import ImageDetections, to_coco_results
-from focaljax.evaluation.drawing import comparison_sheet, write_image
+from focaljax.evaluation.drawing import write_image
 from focaljax.evaluation.inference import TestTimeAugmentation
 from focaljax.evaluation.prediction import gather_images, predict_batches
+from focaljax.evaluation.sheets import comparison_sheet
 from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         meshes.check_batch_size(config.eval.batch_size, mesh)
     except ValueError as error:
         raise UsageError(f"--config.eval.batch_size: {error}") from None
-    source = build.make_source(config, split, classes=build.load_classes(workdir))
+    source = datasets.make_source(config, split, classes=datasets.load_classes(workdir))
     report_data(source, split)
     step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)
     say(f"evaluating step {step} of {workdir} on {split}")
@@ -181,7 +182,7 @@ def run_detector(
 ) -> Detector:
     """Returns the detector of a run at its latest checkpoint; tta None: as the config says."""
     mesh = meshes.make_mesh(jax.devices()[:1]) if mesh is None else mesh
-    classes = build.load_classes(workdir)
+    classes = datasets.load_classes(workdir)
     model = build.make_model(config, len(classes.names))
     step, variables = _restored(config, workdir, model, mesh)
     height, width = config.data.image_size

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from focaljax.cli.build import SPLITS
 from focaljax.cli.config import parse_flags
 from focaljax.cli.console import say
+from focaljax.cli.datasets import SPLITS
 from focaljax.cli.main import UsageError, nearest
 from focaljax.cli.report_run import run_page
 from focaljax.cli.report_sweep import runs_below, sweep_page

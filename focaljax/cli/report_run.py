@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from focaljax.cli.build import load_classes, make_source
 from focaljax.cli.config import default_config, flatten, load_saved_config
 from focaljax.cli.console import duration
+from focaljax.cli.datasets import load_classes, make_source
 from focaljax.cli.main import UsageError
 from focaljax.cli.runtime import holder_of
 from focaljax.data.example import DataError, Source
@@ -28,8 +28,8 @@ from focaljax.evaluation.coco_metrics import MEANINGS, read_coco_results
 from focaljax.evaluation.coco_tables import detection_table, numbered, object_table
 from focaljax.evaluation.curves import curves_figure
 from focaljax.evaluation.detections import ImageDetections
-from focaljax.evaluation.drawing import comparison_sheet
 from focaljax.evaluation.page import Page
+from focaljax.evaluation.sheets import comparison_sheet
 from focaljax.training.metrics import read_metrics, read_timings
 
 _IOUS = (0.5, 0.75)

@@ -20,14 +20,15 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from focaljax.cli import build
+from focaljax.cli import datasets
 from focaljax.cli.config import load_config, parse_flags, split_config_flags
 from focaljax.cli.console import say, track
 from focaljax.cli.data_reports import report_data
 from focaljax.cli.main import UsageError
 from focaljax.cli.predict import picture_names
 from focaljax.data.subset import FirstImages
-from focaljax.evaluation.drawing import contact_sheet, draw_detections, write_image
+from focaljax.evaluation.drawing import draw_detections, write_image
+from focaljax.evaluation.sheets import contact_sheet
 
 _MOST_ON_SHEET = 36
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     if not flag_values.out:
         raise UsageError("--out=DIR is needed: the folder for the images")
     config = load_config(config_arguments)
-    source = FirstImages(build.make_source(config, flag_values.split), flag_values.count)
+    source = FirstImages(datasets.make_source(config, flag_values.split), flag_values.count)
     report_data(source, flag_values.split)
 
     out = pathlib.Path(flag_values.out)

@@ -28,11 +28,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import optax
 from absl import flags
 from ml_collections import ConfigDict
 
-from focaljax.cli import build
+from focaljax.cli import build, datasets
 from focaljax.cli.config import (
     differences,
     load_config,
@@ -59,7 +58,6 @@ from focaljax.cli.watching import check_loggers, evaluation_pictures, make_logge
 from focaljax.data.example import Source
 from focaljax.evaluation.curves import write_curves
 from focaljax.evaluation.detections import ImageDetections
-from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
 from focaljax.training.loop import Intervals, NonfiniteStep, run_training
@@ -94,24 +92,27 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: Sequence[str]) -> 
     # Where a run goes on, the file may be gone: all of it is in the checkpoint.
     weights = None if _has_checkpoint(workdir) else load_initial_weights(config)
     build.check_config(config, mesh)
-    source = build.make_source(config, "train")
-    classes = build.Classes(source.class_names, source.category_ids)
-    evaluation_source = build.make_source(config, config.eval.split, classes=classes)
+    source = datasets.make_source(config, "train")
+    classes = datasets.Classes(source.class_names, source.category_ids)
+    evaluation_source = datasets.make_source(config, config.eval.split, classes=classes)
     model = build.make_model(config, len(source.class_names))
     optimizer, schedule = build.make_optimizer_and_schedule(config)
     initialize = initial_state(config, model, optimizer, mesh, weights)
+    train_step = ProgramPerShape(
+        build.compiled_train_step(config, model, optimizer, schedule, mesh), "train step", say_compiled
+    )
+    predict_step = ProgramPerShape(compiled_predict_step(config, model, mesh), "prediction step", say_compiled)
     with only_run_in(workdir):
-        return _train(config, workdir, mesh, model, optimizer, schedule, initialize, source, evaluation_source, command)
+        return _train(config, workdir, mesh, initialize, train_step, predict_step, source, evaluation_source, command)
 
 
 def _train(
     config: ConfigDict,
     workdir: pathlib.Path,
     mesh: jax.sharding.Mesh,
-    model: RetinaNet,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
     initialize: Callable[[], TrainState],
+    train_step: ProgramPerShape,
+    predict_step: ProgramPerShape,
     source: Source,
     evaluation_source: Source,
     command: Sequence[str],
@@ -120,11 +121,7 @@ def _train(
     report_data(evaluation_source, config.eval.split, workdir)
     if meshes.is_primary():
         save_config(config, workdir)
-        build.save_classes(source, workdir)
-    train_step = ProgramPerShape(
-        build.compiled_train_step(config, model, optimizer, schedule, mesh), "train step", say_compiled
-    )
-    predict_step = ProgramPerShape(compiled_predict_step(config, model, mesh), "prediction step", say_compiled)
+        datasets.save_classes(source, workdir)
 
     def evaluate(
         state: TrainState, step: int, is_stopping: Callable[[], bool]
@@ -174,7 +171,7 @@ def _train(
             state, stopped_by = run_training(
                 state,
                 train_step,
-                lambda step: build.training_batches(config, source, step),
+                lambda step: datasets.training_batches(config, source, step),
                 steps=config.optim.steps,
                 mesh=mesh,
                 intervals=Intervals(record=config.log.every, evaluate=config.eval.every, save=config.checkpoint.every),

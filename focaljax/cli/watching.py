@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from focaljax.cli.main import UsageError, nearest
 from focaljax.data.example import DataError, Source
 from focaljax.evaluation.detections import ImageDetections
-from focaljax.evaluation.drawing import comparison_sheet
+from focaljax.evaluation.sheets import comparison_sheet
 from focaljax.training import mesh as meshes
 from focaljax.training.loggers import WANDB_MODES, Logger, LoggerError, WeightsAndBiases, import_wandb
 

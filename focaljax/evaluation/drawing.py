@@ -1,4 +1,4 @@
-"""Pictures of detections: boxes with names and scores, sheets of many images, and their files."""
+"""Pictures of detections: boxes with names and scores, and their files."""
 
 import colorsys
 import os
@@ -8,11 +8,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from focaljax.data.example import Example
-from focaljax.data.report import printable
-from focaljax.evaluation.detections import ImageDetections
+from focaljax.evaluation.lettering import put_text, shortened, text_width
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
 WHITE = (255, 255, 255)
 INK = (24, 24, 28)
 
@@ -33,8 +30,6 @@ _FIRST_COLOURS = (
 _COMFORTABLE_SIDE = 576
 _LARGEST_ENLARGEMENT = 4
 _JPEG_QUALITY = 93
-# Characters; more would only be measured to be cut off.
-_LONGEST_TEXT = 200
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -97,7 +92,7 @@ def draw_detections(
         >>> draw_detections(image, np.array([[8, 8, 90, 80]]), np.array([0]), np.array([0.9]), ["cat"]).shape
         (576, 384, 3)
     """
-    _check_image(image)
+    check_image(image)
     corners = np.asarray(boxes_xyxy, np.float64) if np.size(boxes_xyxy) else np.zeros((0, 4))
     labels = np.asarray(labels, np.int64)
     crowds = np.zeros(len(labels), bool) if is_crowd is None else np.asarray(is_crowd, bool)
@@ -126,8 +121,8 @@ def draw_detections(
     endings = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
     texts = []
     for label, ending in zip(labels, endings):
-        room = width - 2 * _padding(text_height) - _text_width(ending, text_height)
-        texts.append(_shortened(class_names[label], room, text_height) + ending)
+        room = width - 2 * _padding(text_height) - text_width(ending, text_height)
+        texts.append(shortened(class_names[label], room, text_height) + ending)
     sizes = np.array([_plate_size(text, text_height) for text in texts]).reshape(-1, 2)
     sizes = np.minimum(sizes, (width, height))
     # the best detections choose their places first, and are drawn last
@@ -136,102 +131,6 @@ def draw_detections(
     for index in order:
         _draw_plate(picture, texts[index], places[index], sizes[index], class_colour(labels[index]), text_height)
     return picture
-
-
-def contact_sheet(
-    images: Sequence[np.ndarray],
-    columns: int,
-    *,
-    captions: Sequence[str] | None = None,
-    max_side: int | None = None,
-    gap: int = 12,
-) -> np.ndarray:
-    """Returns one white picture with the images in rows, each with its caption above it.
-
-    Args:
-        images: uint8 `[H, W, 3]` RGB each, of any sizes; each column is as wide as its widest image and each row as
-            high as its highest.
-        columns: number of images in a row, at least 1.
-        captions: one short line for each image, cut where it is longer than the image is wide; None for none.
-        max_side: larger images are reduced to fit this many pixels; None keeps all sizes.
-        gap: white pixels between images and around them.
-
-    Returns:
-        uint8 `[height, width, 3]`, RGB.
-
-    Raises:
-        ValueError: if there are no images, or another number of captions than of images.
-    """
-    if not len(images):
-        raise ValueError("a contact sheet needs at least one image")
-    if columns < 1:
-        raise ValueError(f"columns is {columns}, expected at least 1")
-    if captions is not None and len(captions) != len(images):
-        raise ValueError(f"{len(captions)} captions for {len(images)} images, expected one each")
-    tiles = [_reduced(image, max_side) for image in images]
-    columns = min(columns, len(tiles))
-    widths = [max(tile.shape[1] for tile in tiles[column::columns]) for column in range(columns)]
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    text_height = max(12, round(max(widths) / 40))
-    head = 0 if captions is None else round(1.6 * text_height)
-    heights = [head + max(tile.shape[0] for tile in row) for row in rows]
-
-    sheet = np.full((sum(heights) + gap * (len(rows) + 1), sum(widths) + gap * (columns + 1), 3), 255, np.uint8)
-    top = gap
-    for row_index, row in enumerate(rows):
-        left = gap
-        for column, tile in enumerate(row):
-            sheet[top + head : top + head + tile.shape[0], left : left + tile.shape[1]] = tile
-            if captions is not None:
-                caption = _shortened(captions[row_index * columns + column], widths[column], text_height)
-                _put_text(sheet, caption, (left, top), text_height, INK)
-            left += widths[column] + gap
-        top += heights[row_index] + gap
-    return sheet
-
-
-def comparison_sheet(
-    examples: Sequence[Example],
-    detections: Sequence[ImageDetections],
-    class_names: Sequence[str],
-    *,
-    min_score: float = 0.3,
-    pairs_in_row: int = 1,
-    max_side: int = 640,
-) -> np.ndarray:
-    """Returns a sheet that shows each image twice: its ground truth on the left, the detections on the right.
-
-    Args:
-        examples: the images with their objects.
-        detections: those of the same images, in the same order.
-        class_names: K names.
-        min_score: detections with a lower score are left out.
-        pairs_in_row: number of images (shown twice each) beside each other.
-        max_side: larger pictures are reduced to fit this many pixels.
-
-    Returns:
-        uint8 `[height, width, 3]`, RGB.
-
-    Raises:
-        ValueError: if there are no examples, or the image ids of the two lists differ.
-    """
-    example_ids = [example.image_id for example in examples]
-    detection_ids = [found.image_id for found in detections]
-    if example_ids != detection_ids:
-        raise ValueError(f"detections are of the images {detection_ids}, expected {example_ids}, in this order")
-    pictures, captions = [], []
-    for example, found in zip(examples, detections):
-        kept = found.above(min_score)
-        truth = draw_detections(
-            example.image, example.boxes_xyxy, example.labels, None, class_names, is_crowd=example.is_crowd
-        )
-        drawn = draw_detections(example.image, kept.boxes_xyxy, kept.labels, kept.scores, class_names)
-        pictures += [truth, drawn]
-        captions += [
-            f"ground truth: {len(example.labels)}   {pathlib.PurePath(example.file_name).name}",
-            f"detections: {len(kept)}   (score >= {min_score:g})",
-        ]
-    return contact_sheet(pictures, 2 * pairs_in_row, captions=captions, max_side=max_side)
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
@@ -249,7 +148,7 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     suffix = target.suffix.lower()
     if suffix not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"cannot write {target}: the name must end with .png, .jpg or .jpeg")
-    _check_image(image)
+    check_image(image)
     options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     is_encoded, encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not is_encoded:
@@ -261,13 +160,14 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
         raise OSError(error.errno, f"cannot write the picture: {error.strerror}", str(target)) from error
 
 
-def _brightness(colour: Sequence[float] | np.ndarray) -> float:
-    return float(np.dot(colour, (0.299, 0.587, 0.114)))  # how much each of R, G, B adds (ITU-R BT.601)
-
-
-def _check_image(image: np.ndarray) -> None:
+def check_image(image: np.ndarray) -> None:
+    """Raises ValueError unless the image is uint8 `[H, W, 3]` with at least one pixel."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3] (RGB)")
+
+
+def _brightness(colour: Sequence[float] | np.ndarray) -> float:
+    return float(np.dot(colour, (0.299, 0.587, 0.114)))  # how much each of R, G, B adds (ITU-R BT.601)
 
 
 def _check_boxes(
@@ -339,7 +239,7 @@ def _draw_plate(
     (x, y), (width, height) = place.tolist(), size.tolist()
     picture[y : y + height, x : x + width] = colour
     padding = _padding(text_height)
-    _put_text(
+    put_text(
         picture[y : y + height, x : x + width],
         text,
         (padding, padding // 2),
@@ -358,50 +258,4 @@ def _padding(text_height: int) -> int:
 
 def _plate_size(text: str, text_height: int) -> tuple[int, int]:
     padding = _padding(text_height)
-    return _text_width(text, text_height) + 2 * padding, text_height + 2 * (padding // 2)
-
-
-def _font_scale(text_height: int) -> float:
-    """Returns OpenCV's font scale at which a line is `text_height` pixels high, descenders included."""
-    (_, ascent), descent = cv2.getTextSize("Ag", FONT, 1.0, 1)
-    return text_height / (ascent + descent)
-
-
-def _text_width(text: str, text_height: int) -> int:
-    return cv2.getTextSize(text, FONT, _font_scale(text_height), _stroke(text_height))[0][0]
-
-
-def _stroke(text_height: int) -> int:
-    return max(1, round(text_height / 18))
-
-
-def _put_text(
-    picture: np.ndarray, text: str, place: tuple[int, int], text_height: int, colour: tuple[int, int, int]
-) -> None:
-    """Draws one line of text with its top left corner at `place` (x, y)."""
-    (_, ascent), descent = cv2.getTextSize("Ag", FONT, 1.0, 1)
-    baseline = place[1] + round(text_height * ascent / (ascent + descent))
-    scale = _font_scale(text_height)
-    cv2.putText(picture, text, (place[0], baseline), FONT, scale, colour, _stroke(text_height), cv2.LINE_AA)
-
-
-def _shortened(text: str, width: int, text_height: int) -> str:
-    """Returns the text, cut and with dots where it is wider than `width` pixels.
-
-    Names from data are drawn so that OpenCV can: it crashes on a lone surrogate, and takes line breaks as such.
-    """
-    text = printable(text[:_LONGEST_TEXT])
-    if _text_width(text, text_height) <= width:
-        return text
-    while text and _text_width(text + "..", text_height) > width:
-        text = text[:-1]
-    return text + ".." if text else ""
-
-
-def _reduced(image: np.ndarray, max_side: int | None) -> np.ndarray:
-    _check_image(image)
-    longest = max(image.shape[:2])
-    if max_side is None or longest <= max_side:
-        return image
-    height, width = (max(1, round(side * max_side / longest)) for side in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return text_width(text, text_height) + 2 * padding, text_height + 2 * (padding // 2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from focaljax.cli import build
+from focaljax.cli import build, datasets
 from focaljax.cli.config import default_config, flatten, load_config
 from focaljax.training import mesh as meshes
 from tests.data.test_pipeline import FakeSource
@@ -133,7 +133,7 @@ def test_a_step_in_small_on_a_batch_of_its_pipeline_is_finite_and_trains(path):
     others = ("model.variant", "optim.steps", "optim.learning_rate_batch")
     settings = {key: value for key, value in flatten(config) if key.startswith(of_the_step) and key not in others}
     state, step = step_in_small(tuple(settings.items()))
-    batch = next(build.training_batches(config, FakeSource(4), 0))
+    batch = next(datasets.training_batches(config, FakeSource(4), 0))
     # The step gives the state's buffers away, which others need too.
     batch = {name: batch[name] for name in build.example_batch(config)}
     new_state, metrics = step(jax.tree.map(jnp.copy, state), batch)

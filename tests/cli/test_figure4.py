@@ -9,7 +9,7 @@ import shutil
 import cv2
 import numpy as np
 
-from focaljax.cli import build
+from focaljax.cli import datasets
 from focaljax.cli.evaluate import saved_run
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "experiments" / "figure4" / "figure4.py"
@@ -24,7 +24,7 @@ def test_figure_has_the_anchors_of_every_object(finished_run, one_device, tmp_pa
     (workdir / "config.json").write_text(json.dumps(settings))
     figure4["main"](["--workdir", str(workdir), "--out", str(tmp_path)])
     config, folder = saved_run(str(workdir), ())
-    source = build.make_source(config, "val", classes=build.load_classes(folder))
+    source = datasets.make_source(config, "val", classes=datasets.load_classes(folder))
     objects = sum(len(source[index].labels) for index in range(len(source)))
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from focaljax.cli import build, console
+from focaljax.cli import console, datasets
 from focaljax.cli.detector_flags import read_class_names
 from focaljax.cli.main import UsageError, main
 from tests.cli.conftest import TINY
@@ -49,7 +49,7 @@ def test_an_error_that_quotes_escapes_and_megabytes_is_one_short_line(tmp_path, 
 def test_hostile_classes_are_a_clear_error(tmp_path, text):
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(UsageError, match=r"classes\.json cannot be read"):
-        build.load_classes(tmp_path)
+        datasets.load_classes(tmp_path)
     if text != "5":  # a class of that name, one a line
         with pytest.raises(UsageError, match=r"classes\.json"):
             read_class_names(tmp_path / "classes.json")

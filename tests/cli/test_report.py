@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from focaljax.cli import build
+from focaljax.cli import datasets
 from focaljax.cli.config import load_config
 from focaljax.cli.main import main
 from focaljax.cli.sweep_report import write_report
@@ -58,7 +58,7 @@ def evaluate_almost_perfectly(workdir, tiny_source):
 
 @pytest.fixture(scope="module")
 def tiny_source(tiny):
-    return build.make_source(load_config([f"--config={tiny[1]}", *tiny[2:]]), "val")
+    return datasets.make_source(load_config([f"--config={tiny[1]}", *tiny[2:]]), "val")
 
 
 def test_page_of_a_finished_run_has_all_and_loads_nothing(run, tiny_source):

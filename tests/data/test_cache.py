@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from focaljax.cli import build
+from focaljax.cli import datasets
 from focaljax.cli.config import default_config, differences
 from focaljax.data import coco
 from focaljax.data.augmentation import Augmentation
@@ -259,12 +259,12 @@ def test_setting_names_the_folder_and_may_change_in_a_run_that_goes_on(source, t
     config.data.train.update(images="images", annotations="annotations.json")
     config.data.image_size = (40, 48)
     config.optim.batch_size = 4
-    plain = build.make_source(config, "train")
+    plain = datasets.make_source(config, "train")
     with_cache = config.copy_and_resolve_references()
     with_cache.data.cache = str(tmp_path / "cache")
-    cached = build.make_source(with_cache, "train")
+    cached = datasets.make_source(with_cache, "train")
     batches = [
-        list(itertools.islice(build.training_batches(settings, one, 0), 3))
+        list(itertools.islice(datasets.training_batches(settings, one, 0), 3))
         for settings, one in ((config, plain), (with_cache, cached))
     ]
     assert_equal(*batches)
