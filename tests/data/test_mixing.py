@@ -13,7 +13,7 @@ from focaljax.data.cache import CachedSource
 from focaljax.data.mixing import TrainingView, blend, mosaic, training_view
 from focaljax.data.transforms import FILL
 from tests.data import test_cache
-from tests.data.painted import apart, assert_boxes_are_where_their_pixels_are, painted
+from tests.data.painted import apart, assert_boxes_are_where_their_pixels_are, find, painted
 from tests.data.test_pipeline import FakeSource, assert_equal, train
 
 SHAPE = {"height": 96, "width": 128}
@@ -36,6 +36,9 @@ def test_boxes_of_a_mosaic_are_where_their_pixels_are(examples, seed, scale):
         assert view.images == 4
         assert len(view.boxes_xyxy) == len(view.labels) == len(view.is_crowd) <= 2
         assert_boxes_are_where_their_pixels_are(view, view.labels, view.size)
+        for lost in {0, 1} - set(view.labels.tolist()):
+            pixels = find(view.image, lost)
+            assert pixels is None or (pixels[2:] - pixels[:2]).min() < 3
 
 
 def test_mosaic_has_all_four_images_around_a_point_and_fills_the_rest():
