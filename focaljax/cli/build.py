@@ -195,6 +195,7 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """
     try:
         check_numbers(config)
+        _check_ghm(config)
         meshes.check_batch_size(config.optim.batch_size, mesh, parts=config.optim.accumulate)
         meshes.check_batch_size(config.eval.batch_size, mesh)
         optimizer, schedule = make_optimizer_and_schedule(config)
@@ -207,6 +208,14 @@ def check_config(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"config: {error}") from None
+
+
+def _check_ghm(config: ConfigDict) -> None:
+    if config.loss.classification == "ghm" and (config.optim.accumulate > 1 or config.loss.mining):
+        raise ValueError(
+            "loss.classification='ghm' weighs each output by those of the whole batch: optim.accumulate must be 1 and "
+            f"loss.mining '', got {config.optim.accumulate} and {config.loss.mining!r}"
+        )
 
 
 def check_numbers(config: ConfigDict) -> None:

@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -51,10 +52,12 @@ from focaljax.data.transforms import resize_and_pad
 from focaljax.detector import Detector
 from focaljax.evaluation import onnx_program, run_exported
 from focaljax.evaluation.export import (
+    ONNX_SCORE_TOLERANCE,
     OUTPUTS,
     PLATFORMS,
     Differences,
     ExportError,
+    check_among,
     check_differences,
     compare_detections,
     export_detector,
@@ -76,6 +79,10 @@ def main(arguments: Sequence[str]) -> int:
     names = parse_flags(others, flag_values)
     out = _destination(flag_values.out, is_forced=flag_values.force)
     platforms = _platforms(flag_values.platforms)
+    if out.suffix == ".onnx":
+        if flag_values["platforms"].present:
+            raise UsageError("--platforms goes with a .stablehlo: a .onnx is for all that its runtime knows")
+        platforms = ("cpu",)
     image_size = _image_size(flag_values)
     files = find_images(names) if names else []
     if len(files) > _MOST_IMAGES:
@@ -100,8 +107,8 @@ def main(arguments: Sequence[str]) -> int:
             _export_onnx(detector, unchecked, image_size, batches)
         else:
             about |= _export_stablehlo(detector, unchecked, image_size, platforms, batches)
-        _about_file(out).write_text(json.dumps(about, indent=2) + "\n")
         unchecked.replace(out)
+        _about_file(out).write_text(json.dumps(about, indent=2) + "\n")
     finally:
         unchecked.unlink(missing_ok=True)
     say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB) and {_about_file(out).name}")
@@ -174,7 +181,11 @@ def _export_onnx(detector: Detector, path: pathlib.Path, image_size: tuple[int, 
     if detector.step_settings["flip"]:
         raise UsageError("--flip: a .onnx ends before the views are merged; leave it out, or set eval.tta_flip=false")
     start = time.perf_counter()
-    step, variables = make_anchor_step(detector.model, **settings), detector.variables()
+    # Runtimes lack convolutions of bfloat16; the weights are float32.
+    model, variables = detector.model.clone(dtype=jnp.float32), detector.variables()
+    step = make_anchor_step(model, **settings)
+    thresholds = {**detector.step_settings["thresholds"], "suppression": "hard"}
+    detect = jax.jit(make_predict_step(model, **{**detector.step_settings, "thresholds": thresholds}))
     onnx_program.write_onnx(step, variables, path, image_size=image_size)
     _say_made("ONNX file", path, start)
     for images, sizes in batches:
@@ -187,7 +198,9 @@ def _export_onnx(detector: Detector, path: pathlib.Path, image_size: tuple[int, 
             box=float(np.max(np.abs(boxes - expected[0]))),
             score=float(np.max(np.abs(scores - expected[1]))),
         )
-        check_differences(differences)
+        check_differences(differences, score_tolerance=ONNX_SCORE_TOLERANCE)
+        found = detect(variables, {"image": images, "size": sizes})
+        check_among({name: np.asarray(getattr(found, name)) for name in OUTPUTS}, boxes, scores)
         _say_compared(len(images), f"anchors, onnxruntime in {seconds:.1f} s", differences)
 
 
@@ -256,6 +269,8 @@ def _destination(name: str, *, is_forced: bool) -> pathlib.Path:
     out = pathlib.Path(name)
     if out.suffix not in _NEEDS:
         raise UsageError(f"--out={out}: the name must end in .stablehlo or .onnx, which says what is written")
+    if out.is_dir():
+        raise UsageError(f"--out={out} is a folder: name a file")
     taken = [path for path in (out, _about_file(out)) if path.exists()]
     if taken and not is_forced:
         raise UsageError(f"{taken[0]} exists already; --force overwrites it")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from focaljax import losses
 from focaljax.losses import BACKGROUND, IGNORED
@@ -60,7 +61,7 @@ def make_classification_loss(
         which gives `[B, A]`; 0 for ignored anchors.
 
     Raises:
-        ValueError: `name` is unknown, or a parameter is out of range.
+        ValueError: `name` is unknown; from the function, at its first call: a parameter is out of range.
 
     Source: see the functions of `focaljax.losses`.
     """
@@ -96,7 +97,7 @@ def make_mining(
         iou_threshold: of the suppression of 'ohem'.
 
     Raises:
-        ValueError: `name` is unknown, or a parameter is out of range.
+        ValueError: `name` is unknown; from the function, at its first call: a parameter is out of range.
     """
     if not name:
         return None
@@ -152,7 +153,7 @@ def _sum_of(
 def _softmax(logits: Array, label: Array, quality: Array, *, alpha: float | None, gamma: float) -> Array:
     del quality
     K = logits.shape[-1]
-    weights = None if alpha is None else jnp.where(jnp.arange(K + 1) < K, alpha, 1.0 - alpha)
+    weights = None if alpha is None else np.where(np.arange(K + 1) < K, alpha, 1.0 - alpha)
     label = jnp.where(label == BACKGROUND, K, label)
     return losses.softmax_focal_loss_with_integer_labels(_with_background(logits), label, alpha=weights, gamma=gamma)
 

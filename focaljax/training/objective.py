@@ -111,8 +111,8 @@ def detection_loss(
         mining: chooses the anchors of an image that count for the classification, see `make_mining`; None: all. Boxes
             are those of all assigned anchors either way.
         divisor: of the classification loss. 'positives': as `normalizer` says (SSD too). 'kept': each image's sum is
-            divided by the anchors that mining has kept (OHEM). 'outputs': by the anchors that are not ignored times
-            the classes, over the batch (GHM).
+            divided by the anchors that mining has kept (OHEM). 'outputs': by the anchors that count times the
+            classes, over the images given (GHM).
 
     Returns:
         `DetectionLoss`.

@@ -58,7 +58,8 @@ def make_train_step(
         pixels: arguments of `normalize_images`: mean, std, channel_order; None: its defaults.
         ema_decay: of the moving average; used if the state has one.
         accumulate: number of parts of a batch that go through the network one after the other, for less memory; the
-            gradient is that of the whole batch, whatever the normaliser. Batch normalisation sees one part at a time.
+            gradient is that of the whole batch, whatever the normaliser, unless an anchor's loss depends on the others'
+            (GHM). Batch normalisation sees one part at a time.
         normalizer_momentum: weight of the past in the state's `normalizer`, if it has one; see `ema_normalizer`.
         on_nonfinite: what a step does whose loss or gradient is not finite. 'stop': it changes nothing but the number
             of skipped steps, and no later step changes anything, so that the caller finds the state before it. 'skip':

@@ -2,11 +2,50 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from focaljax.cli import build
 from focaljax.cli.config import load_config
+from focaljax.cli.main import UsageError
 from focaljax.training import mesh as meshes
 from tests.cli.conftest import TINY
+
+
+@pytest.mark.parametrize(
+    ("settings", "divided_by"),
+    [
+        ({}, "positives"),
+        ({"classification": "softmax_cross_entropy", "mining": "hard_negatives"}, "positives"),
+        ({"classification": "cross_entropy", "mining": "ohem", "mining_ratio": 0}, "kept"),
+        ({"classification": "ghm", "ghm_bins": 4}, "outputs"),
+    ],
+)
+def test_loss_of_the_config_reaches_the_step(monkeypatch, settings, divided_by):
+    config = load_config([f"--config={TINY}"])
+    config.loss.update(settings)
+    loss = {}
+    monkeypatch.setattr(build, "make_train_step", lambda *_, **options: loss.update(options["loss"].keywords))
+    monkeypatch.setattr(build.jax, "jit", lambda step, **_: step)
+    for name in ("make_classification_loss", "make_mining"):
+        monkeypatch.setattr(build, name, lambda kind, **options: (kind, options))
+    monkeypatch.setattr(build, "layout", lambda *_: None)
+    monkeypatch.setattr(build, "initial_state", lambda *_: None)
+    build.compiled_train_step(config, None, None, None, meshes.make_mesh())
+    assert loss["divisor"] == divided_by
+    assert loss["normalizer"] == config.loss.normalizer
+    kind, options = loss["classification_loss"]
+    assert kind == config.loss.classification
+    assert options == {name: config.loss[name] for name in ("alpha", "gamma", "star_beta", "poly_epsilon", "ghm_bins")}
+    kind, options = loss["mining"]
+    assert kind == config.loss.mining
+    assert options["negatives_per_positive"] == config.loss.mining_ratio
+
+
+@pytest.mark.parametrize("other", ["optim.accumulate=2", "loss.mining=ohem"])
+def test_ghm_goes_with_the_whole_batch_alone(other):
+    config = load_config([f"--config={TINY}", "--config.loss.classification=ghm", f"--config.{other}"])
+    with pytest.raises(UsageError, match="weighs each output by those of the whole batch"):
+        build.check_config(config, meshes.make_mesh(jax.devices()[:1]))
 
 
 def test_settings_that_save_memory_reach_the_step_and_leave_the_state_in_float32():

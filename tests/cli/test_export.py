@@ -138,6 +138,7 @@ def test_file_that_is_no_program_does_not_pass(tmp_path):
         (["--out=x.stablehlo", "--weights=w.npz", "--platforms="], ("--platforms is empty",)),
         (["--out=x.stablehlo", "--weights=no_such_file.npz"], ("no_such_file.npz",)),
         (["--out=x.stablehlo", "--weights=w.npz", "no_such_image.jpg"], ("no_such_image.jpg does not exist",)),
+        (["--out=."], ("must end in .stablehlo",)),
         (["--out=x.stablehlo", "--wieghts=w.npz"], ("unknown flag --wieghts", "'weights'")),
     ],
 )
@@ -145,6 +146,12 @@ def test_mistake_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["export", *arguments], *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_file(tmp_path, capsys):
+    (tmp_path / "x.stablehlo").mkdir()
+    command = ["export", "--weights=w.npz", "--force", "--out", str(tmp_path / "x.stablehlo")]
+    fails(capsys, command, "x.stablehlo is a folder")
 
 
 def test_several_scales_are_refused(weights, tmp_path, capsys):
@@ -199,6 +206,21 @@ def test_onnx_file_gives_every_anchor_and_the_example_of_the_page_runs(onnx_fold
 def test_onnx_file_holds_the_weights_once(onnx_folder):
     weights, file = ((onnx_folder / name).stat().st_size for name in ("resnet18.npz", "model.onnx"))
     assert 0.9 * weights < file < 1.02 * weights
+
+
+@pytest.mark.parametrize("wrong", [{"pixels": {"std": (9, 9, 9)}}, {"softmax": True}])
+def test_onnx_file_of_something_else_is_removed(onnx_folder, monkeypatch, capsys, wrong):
+    made = export.make_anchor_step
+    monkeypatch.setattr(export, "make_anchor_step", lambda model, **settings: made(model, **{**settings, **wrong}))
+    out = onnx_folder / "wrong.onnx"
+    command = ["export", "--weights", str(onnx_folder / "resnet18.npz"), "--image_size=96,64", "--out", str(out)]
+    fails(capsys, command, "is wrong and was removed", code=1)
+    assert not list(onnx_folder.glob("wrong.onnx*"))
+
+
+def test_onnx_file_is_for_no_platform_in_particular(onnx_folder, capsys):
+    command = ["export", "--weights", str(onnx_folder / "resnet18.npz"), "--platforms=tpu"]
+    fails(capsys, [*command, "--out", str(onnx_folder / "tpu.onnx")], "--platforms goes with a .stablehlo")
 
 
 def test_onnx_file_has_one_view(onnx_folder, capsys):

@@ -86,6 +86,14 @@ def test_gradient_is_finite_and_that_of_an_ignored_anchor_zero_though_its_logits
     assert (np.abs(gradient[0, :3]).sum(-1) > 0).all()
 
 
+@pytest.mark.parametrize("alpha", [-0.5, 1.5])
+def test_alpha_out_of_range_is_an_error_of_the_compiled_loss_too(alpha):
+    for name in ("focal", "softmax_focal"):
+        loss = jax.jit(make_classification_loss(name, alpha=alpha))
+        with pytest.raises(ValueError, match="alpha"):
+            loss(jnp.zeros((1, 2, 3)), jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2)))
+
+
 def test_unknown_names_are_errors_that_list_the_known_ones():
     with pytest.raises(ValueError, match="focal, balanced_cross_entropy, cross_entropy"):
         make_classification_loss("hinge")

@@ -105,6 +105,19 @@ def test_ghm_is_divided_by_all_outputs_that_count():
     assert float(loss.classification_of_positives) == pytest.approx(3 / 7 * LN2 / 10, rel=1e-6)
 
 
+@pytest.mark.parametrize(("classification", "expected"), [("quality_focal", LN2 / 36), ("varifocal", LN2 / 3)])
+def test_label_of_an_assigned_anchor_is_the_overlap_of_its_predicted_box_without_gradient(classification, expected):
+    # Moved to the right by half of it, the box overlaps its object by 8 of 24 px: 1/3. |1/3 - 1/2|^2 ln 2; 1/3 ln 2.
+    targets = batch_targets((0, IGNORED, IGNORED, IGNORED))
+    deltas = jnp.zeros((1, 4, 4)).at[0, 0, 0].set(0.5)
+
+    def classification_of(deltas):
+        return loss_of(jnp.zeros((1, 4, 1)), deltas, targets, classification=classification).classification
+
+    assert float(classification_of(deltas)) == pytest.approx(expected, rel=1e-5)
+    assert not jax.grad(classification_of)(deltas).any()
+
+
 def test_box_loss_is_of_assigned_anchors_only_and_weighted_in_the_total():
     # Targets equal the anchors, so the right deltas are 0 and L1 is the sum of |delta|.
     deltas = jnp.full((1, 4, 4), 0.5).at[0, 1:].set(100.0)
