@@ -6,7 +6,8 @@ below `data.root`, which is data/bccd, or ../shared/data/bccd if that is there, 
 Command: focaljax train --config configs/bccd.py --workdir runs/bccd
     focaljax evaluate --workdir runs/bccd --split test
 Measured: test AP 0.589, AP50 0.897, AP75 0.673; val AP 0.598, AP50 0.895, AP75 0.670. Seed 0, no pretraining;
-    trained on one device (--config.cpu_devices=1), evaluated with the soft suppression below. Hard: test 0.575, val 0.588.
+    trained on one device (--config.cpu_devices=1), evaluated with the soft suppression below; hard: test 0.575, val
+    0.588.
     With --config.loss.classification=quality_focal --config.loss.gamma=2.0 --config.loss.box=ciou: 0.598 and 0.592.
 Cost: 45 minutes of one core (AMD EPYC, jax 0.10.2) while the other trained another detector.
 """
