@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,7 @@ from focaljax.data.files import read_regular_file
 from focaljax.data.images import decode_upright_image
 from focaljax.data.shapes_drawing import draw_example, example_rng
 from focaljax.data.transforms import resize_and_pad
+from focaljax.data.views import View
 from focaljax.detector import Detector
 from focaljax.evaluation import onnx_program, run_exported
 from focaljax.evaluation.export import (
@@ -213,6 +214,7 @@ def _about(detector: Detector, image_size: tuple[int, int]) -> dict[str, Any]:
     return {
         "detector": detector.description,
         "image_size": list(image_size),
+        "keeps_aspect_ratio": keeps_aspect_ratio(detector.view),
         "categories": [
             {"id": category_id, "name": name}
             for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
@@ -220,6 +222,12 @@ def _about(detector: Detector, image_size: tuple[int, int]) -> dict[str, Any]:
         "thresholds": dict(detector.step_settings["thresholds"]),
         "versions": {"focaljax": __version__, "jax": jax.__version__},
     }
+
+
+def keeps_aspect_ratio(make_view: Callable[[np.ndarray], View]) -> bool:
+    """Returns whether the view scales images, as all detectors but MLPerf's do, or stretches them to one shape."""
+    wide, tall = (make_view(np.zeros((*shape, 3), np.uint8)).size for shape in ((60, 120), (120, 60)))
+    return not np.array_equal(wide, tall)
 
 
 def _batches(files: Sequence[pathlib.Path], image_size: tuple[int, int]) -> list[Batch]:

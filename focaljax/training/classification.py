@@ -129,6 +129,8 @@ def _of_labels(loss: Callable[..., Array], **parameters: float) -> Callable[[Arr
 def _balanced_poly1(logits: Array, labels: Array, *, epsilon: float, alpha: float, gamma: float) -> Array:
     # With alpha on the focal loss alone, an epsilon below -alpha or alpha - 1 rewards what is wrong.
     weights = labels * alpha + (1.0 - labels) * (1.0 - alpha)
+    # The inner choice keeps the infinite gradient of an infinite logit away from a weight of 0.
+    logits = jnp.where(weights == 0.0, 0.0, logits)
     return weights * losses.poly1_focal_loss(logits, labels, epsilon=epsilon, gamma=gamma)
 
 

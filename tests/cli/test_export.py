@@ -1,5 +1,6 @@
 """`focaljax export`: files that run without focaljax and find what the detector finds, or no files at all."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -12,8 +13,10 @@ import pytest
 
 from focaljax import Detector
 from focaljax.cli import export
+from focaljax.cli.export import keeps_aspect_ratio
 from focaljax.cli.main import main
 from focaljax.data.images import decode_upright_image
+from focaljax.data.views import shortest_edge_view
 from focaljax.evaluation.drawing import write_image
 from focaljax.evaluation.export import ExportError
 from focaljax.models.weight_files import write_weights
@@ -74,6 +77,7 @@ def test_folder_holds_the_program_and_what_its_user_has_to_know(exported, finish
     assert {path.name for path in folder.iterdir()} == {"model.stablehlo", "model.stablehlo.json", "photo.jpg"}
     about = json.loads((folder / "model.stablehlo.json").read_text())
     assert about["image_size"] == [64, 64]
+    assert about["keeps_aspect_ratio"]
     assert about["categories"] == json.loads((finished_run / "classes.json").read_text())
     assert about["thresholds"]["max_detections"] == 20
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
@@ -94,6 +98,12 @@ def test_example_of_the_page_finds_what_the_detector_finds(exported, finished_ru
     np.testing.assert_array_equal(found["labels"][:count], expected.labels)
     assert {line.split()[0] for line in printed} <= {"disc", "rectangle", "triangle"}
     (folder / "found.npz").unlink()
+
+
+def test_images_of_mlperf_are_stretched():
+    view = functools.partial(shortest_edge_view, min_size=64, max_size=64, pad_multiple=32)
+    assert keeps_aspect_ratio(view)
+    assert not keeps_aspect_ratio(functools.partial(view, keeps_aspect_ratio=False))
 
 
 def test_weights_have_the_size_that_is_asked_for(weights, tmp_path):

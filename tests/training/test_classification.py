@@ -134,3 +134,13 @@ def test_mining_keeps_the_hardest(arguments, kept):
 
 def test_no_mining_is_none():
     assert make_mining("") is None
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_poly1_with_a_weight_of_zero_has_no_nan_at_infinite_logits(alpha):
+    loss = make_classification_loss("poly1_focal", alpha=alpha, gamma=2.0)
+    logits = jnp.array([[[jnp.inf, -jnp.inf, jnp.inf], [-jnp.inf, jnp.inf, 0.0], [1.0, 0.0, -jnp.inf]]])
+    value, slope = jax.value_and_grad(lambda x: loss(x, LABELS[:, :3], QUALITY[:, :3])[0, 2].sum())(logits)
+    assert not np.isnan(value)
+    assert not np.isnan(slope).any()
+    assert not np.isnan(loss(logits, LABELS[:, :3], QUALITY[:, :3])).any()
