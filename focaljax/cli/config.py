@@ -174,6 +174,8 @@ def load_saved_config(workdir: pathlib.Path) -> ConfigDict:
         saved = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(saved, dict):
+        raise UsageError(f"{path} holds {type(saved).__name__}, expected an object of settings, as training writes it")
     # A run of an older version lacks newer settings, whose defaults are what it did.
     return ConfigDict(_over(default_config().to_dict(), _lists_to_tuples(saved)))
 

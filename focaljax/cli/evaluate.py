@@ -86,7 +86,16 @@ def main(arguments: Sequence[str]) -> int:
     step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)
     say(f"evaluating step {step} of {workdir} on {split}")
     measure = predict_split(
-        config, source, split, predict_step, variables, mesh, workdir, step, sheets=flag_values.sheets
+        config,
+        source,
+        split,
+        predict_step,
+        variables,
+        mesh,
+        workdir,
+        step,
+        sheets=flag_values.sheets,
+        overrides=overrides,
     )
     assert measure is not None  # nothing stops it
     metrics = measure()
@@ -106,13 +115,15 @@ def predict_split(
     step: int,
     *,
     sheets: int = 0,
+    overrides: Sequence[str] = (),
     is_stopping: Callable[[], bool] = lambda: False,
     show: Callable[[Sequence[ImageDetections]], None] = lambda _: None,
 ) -> Callable[[], CocoMetrics] | None:
     """Predicts a whole split; returns what is left to do without the devices: the metrics, and results files.
 
-    Sheets are drawn at once. `is_stopping` is asked before each batch; if it says so, the rest is left and the result
-    is None. Every process gets the metrics of all images, one writes the files and gives the detections to `show`.
+    Sheets are drawn at once. `overrides`, with which the config differs from the run's, are noted beside the metrics.
+    `is_stopping` is asked before each batch; if it says so, the rest is left and the result is None. Every process
+    gets the metrics of all images, one writes the files and gives the detections to `show`.
     """
     variables = meshes.copy_to_all(variables, mesh)
     batches = prediction.put_evaluation_batches(prediction.evaluation_batches(config, source), mesh)
@@ -131,7 +142,8 @@ def predict_split(
         metrics = evaluate_detections(source.ground_truth(), results)
         if not meshes.is_primary():
             return metrics
-        write_evaluation(workdir / f"evaluation_{split}.json", metrics, details={"split": split, "step": step})
+        details = {"split": split, "step": step, "overrides": list(overrides)}
+        write_evaluation(workdir / f"evaluation_{split}.json", metrics, details=details)
         write_coco_results(workdir / f"detections_{split}.json", results)
         show(detections)
         return metrics

@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"--out={out} is a folder: name a file, such as {out / 'report.html'}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # names in letters that the font of the plots lacks
+        warnings.filterwarnings("ignore", message="Data has no positive values")  # losses of 0
         if not (workdir / "config.json").exists() and (runs := runs_below(workdir)):
             page = sweep_page(workdir, runs)
         else:

@@ -1,5 +1,6 @@
 """The page about one run, from the files in its workdir and its data."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -9,11 +10,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from focaljax.cli.config import default_config, flatten, load_saved_config
+from focaljax.cli.config import default_config, flatten, load_saved_config, override_config
 from focaljax.cli.console import duration
 from focaljax.cli.datasets import load_classes, make_source
 from focaljax.cli.main import UsageError
-from focaljax.cli.runtime import holder_of
+from focaljax.cli.runtime import holder_of, is_in_use
 from focaljax.data.example import DataError, Source
 from focaljax.evaluation import analysis
 from focaljax.evaluation.analysis_plots import (
@@ -33,6 +34,7 @@ from focaljax.evaluation.sheets import comparison_sheet
 from focaljax.training.metrics import read_metrics, read_timings
 
 _IOUS = (0.5, 0.75)
+_OF_A_START = {"time", "step", "devices", "versions", "command"}
 # Of what is confused with what, so many kinds are listed.
 _MOST_CONFUSIONS = 20
 
@@ -47,7 +49,7 @@ class Run:
         records: of metrics.jsonl.
         timings: of timings.jsonl.
         starts: of starts.jsonl; none of an older run.
-        is_in_use: a process works on it, or was killed at it.
+        is_in_use: a process works on it.
     """
 
     workdir: pathlib.Path
@@ -70,14 +72,21 @@ class Run:
     def state(self) -> str:
         """Returns in words how far the run is."""
         steps = self.config.optim.steps
-        if self.last_step >= steps:
+        if self.is_in_use:
+            how = f"in use by {holder_of(self.workdir)}"
+        elif any((record["step"], record["split"]) == (steps, self.config.eval.split) for record in self.records):
             return f"finished, {steps} steps"
-        how = f"in use by {holder_of(self.workdir)}" if self.is_in_use else "not finished; the same command goes on"
+        elif self.last_step >= steps:
+            how = "without the evaluation at the end; the same command makes it"
+        elif (self.workdir / "running.json").exists():
+            how = f"{holder_of(self.workdir)} is gone without an end; the same command goes on"
+        else:
+            how = "not finished; the same command goes on"
         return f"step {self.last_step} of {steps}, {how}"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class Found:
     """The detections of a split beside its ground truth; numbers of images and classes count from 1."""
 
     source: Source
@@ -99,7 +108,7 @@ def load_run(workdir: pathlib.Path) -> Run:
         records=read_metrics(workdir),
         timings=read_timings(workdir),
         starts=_read_starts(workdir),
-        is_in_use=(workdir / "running.json").exists(),
+        is_in_use=is_in_use(workdir),
     )
 
 
@@ -132,7 +141,7 @@ def run_page(workdir: pathlib.Path, split: str, *, min_score: float, num_picture
         page.text(
             "One is made at the end of training, every eval.every steps, and, where a checkpoint is saved, by this:"
         )
-        page.code(shlex.join(["focaljax", "evaluate", "--workdir", str(workdir), "--split", split]))
+        page.code(_evaluate_command(workdir, split))
     else:
         _add_evaluation(page, run, split, evaluation, min_score=min_score, num_pictures=num_pictures)
     _add_settings(page, run.config)
@@ -144,7 +153,10 @@ def _add_summary(page: Page, run: Run, split: str, evaluation: dict[str, Any] | 
     config, best = run.config, run.best(run.config.eval.split)
     rows: list[tuple[str, object]] = [("workdir", run.workdir.absolute()), ("state", run.state())]
     if evaluation is not None:
-        rows.append((f"AP on {split}", f"{shown(evaluation['AP'])}, at step {evaluation.get('step', 'unknown')}"))
+        overrides = " ".join(["", *evaluation.get("overrides", ())]).replace(" ", ", ", 1)
+        rows.append(
+            (f"AP on {split}", f"{shown(evaluation['AP'])}, at step {evaluation.get('step', 'unknown')}{overrides}")
+        )
     if best is not None:
         rows.append((f"best AP on {config.eval.split}", f"{shown(best['AP'])}, at step {best['step']}"))
     batch = config.optim.batch_size
@@ -167,7 +179,7 @@ def _add_summary(page: Page, run: Run, split: str, evaluation: dict[str, Any] | 
             is_words=True,
         )
         page.text(f"Computed with {evaluation.get('engine', 'an unknown engine')}; - where there are no such objects.")
-    page.text("To make it anew:" if run.starts else "Its command was not written down: the run is of an older version.")
+    page.text("Its command:" if run.starts else "Its command was not written down: the run is of an older version.")
     if run.starts:
         page.code(run.starts[0]["command"])
 
@@ -175,11 +187,11 @@ def _add_summary(page: Page, run: Run, split: str, evaluation: dict[str, Any] | 
 def _add_evaluation(
     page: Page, run: Run, split: str, evaluation: dict[str, Any], *, min_score: float, num_pictures: int
 ) -> None:
-    found, why_not = _load_found(run, split)
+    found, why_not = _load_found(run, split, evaluation)
     if found is None:
         _add_classes(page, evaluation, {})
         page.section("Detections")
-        page.text(f"Without the data of {split} there are no curves, no confusions and no pictures: {why_not}")
+        page.text(f"There are no curves, no confusions and no pictures: {why_not}")
         return
     at_iou = {iou: analysis.match_detections(found.objects, found.detections, iou_threshold=iou) for iou in _IOUS}
     of_classes = {"num_classes": len(found.class_names)}
@@ -226,9 +238,11 @@ def _add_classes(page: Page, evaluation: dict[str, Any], curves: dict[str, analy
     page.text("Best F1: of all score thresholds, at IoU 0.5; a threshold for use that weighs both errors equally.")
 
 
-def _add_confusions(page: Page, found: _Found, detections: DetectionTable, min_score: float) -> None:
+def _add_confusions(page: Page, found: Found, detections: DetectionTable, min_score: float) -> None:
     page.section("Confusions")
-    matches = analysis.match_detections(found.objects, detections, iou_threshold=0.5, by_class=False)
+    matches = analysis.match_detections(
+        found.objects, detections, iou_threshold=0.5, by_class=False, max_detections=None
+    )
     counts = analysis.confusion_matrix(matches, found.objects, detections, num_classes=len(found.class_names))
     page.plot(
         confusion_figure(counts, found.class_names),
@@ -236,26 +250,27 @@ def _add_confusions(page: Page, found: _Found, detections: DetectionTable, min_s
         "it overlaps most, from IoU 0.5 on.",
     )
     if len(counts) > MOST_CELLS:
-        off_diagonal = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-        is_names, seen_names = (*found.class_names, "(background)"), (*found.class_names, "(missed)")
+        names, of_classes = found.class_names, counts[:-1, :-1]
+        off_diagonal = np.where(np.eye(len(names), dtype=bool), 0, of_classes)
         order = np.argsort(-off_diagonal, axis=None, kind="stable")[:_MOST_CONFUSIONS]
-        pairs = [np.unravel_index(place, counts.shape) for place in order]
+        pairs = [np.unravel_index(place, of_classes.shape) for place in order]
         page.table(
-            ("is", "seen as", "times"), [(is_names[i], seen_names[j], counts[i, j]) for i, j in pairs if counts[i, j]]
+            ("is", "seen as", "times"), [(names[i], names[j], counts[i, j]) for i, j in pairs if off_diagonal[i, j]]
         )
 
 
-def _add_pictures(page: Page, found: _Found, detections: DetectionTable, min_score: float, count: int) -> None:
+def _add_pictures(page: Page, found: Found, detections: DetectionTable, min_score: float, count: int) -> None:
     page.section("Images")
     page.text(
         f"By F1 at IoU 0.5 of the detections from score {min_score:g} on: 2 found / (2 found + missed + wrong). Of "
         "equals, the best are those with the most found, the worst those with the most missed and wrong. Left the "
         "ground truth, right the detections."
     )
-    matches = analysis.match_detections(found.objects, detections, iou_threshold=0.5)
+    matches = analysis.match_detections(found.objects, detections, iou_threshold=0.5, max_detections=None)
     scores = analysis.image_scores(matches, found.objects, detections, num_images=found.num_images)
     best = sorted(scores, key=lambda one: (-one.f1, -one.found))[:count]
-    worst = sorted(scores, key=lambda one: (one.f1, -one.missed - one.false))[:count]
+    faulty = [one for one in scores if one.f1 < 1.0]
+    worst = sorted(faulty, key=lambda one: (one.f1, -one.missed - one.false))[:count]
     ids = list(numbered(image["id"] for image in found.source.ground_truth()["images"]))
     place = {image["id"]: index for index, image in enumerate(found.source.ground_truth()["images"])}
     for title, some in (("worst", worst), ("best", best)):
@@ -268,7 +283,10 @@ def _add_pictures(page: Page, found: _Found, detections: DetectionTable, min_sco
                 page.text(f"{title} {rank}: image {image_id}, {what}; it cannot be read ({error})")
                 continue
             sheet = comparison_sheet(
-                [example], [_of_image(found, score.image, image_id)], found.source.class_names, min_score=min_score
+                [example],
+                [detections_of_image(found, score.image, image_id)],
+                found.source.class_names,
+                min_score=min_score,
             )
             page.picture(sheet, f"{title} {rank}: {example.file_name} (image {image_id}), {what}")
 
@@ -283,25 +301,34 @@ def _add_settings(page: Page, config: ConfigDict) -> None:
     page.table(("setting", "value"), list(settings.items()), is_words=True)
 
 
-def _load_found(run: Run, split: str) -> tuple[_Found | None, str]:
+def _load_found(run: Run, split: str, evaluation: dict[str, Any]) -> tuple[Found | None, str]:
     """Returns the detections beside the ground truth, or None and why it is not to be had."""
-    config = run.config.copy_and_resolve_references()
-    config.data.cache = ""  # which would first decode every image
     try:
+        config = override_config(run.config.copy_and_resolve_references(), evaluation.get("overrides", ()))
+        config.data.cache = ""  # which would first decode every image
         source = make_source(config, split, classes=load_classes(run.workdir))
-        truth, results = source.ground_truth(), read_coco_results(run.workdir / f"detections_{split}.json")
-        images, classes = (numbered(entry["id"] for entry in truth[name]) for name in ("images", "categories"))
-        objects, detections = (
-            object_table(truth["annotations"], images, classes),
-            detection_table(results, images, classes),
-        )
     except (UsageError, DataError, OSError, ValueError) as error:
-        return None, str(error)
+        return None, f"the data of {split} are not to be had: {error}"
+    truth = source.ground_truth()
+    images, classes = (numbered(entry["id"] for entry in truth[name]) for name in ("images", "categories"))
+    objects = object_table(truth["annotations"], images, classes)
+    anew = f"`{_evaluate_command(run.workdir, split)}` makes both anew"
+    of_classes = np.bincount(objects.classes[~objects.is_crowd], minlength=len(classes) + 1)[1:]
+    if [numbers["ground_truths"] for numbers in evaluation["per_class"].values()] != of_classes.tolist():
+        return (
+            None,
+            f"the evaluation is of other data than {split} is now, with {of_classes.sum()} objects; {anew}",
+        )
+    try:
+        results = read_coco_results(run.workdir / f"detections_{split}.json")
+        detections = detection_table(results, images, classes)
+    except (DataError, OSError, ValueError) as error:
+        return None, f"the detections are not to be had: {error}; {anew}"
     names = {entry["id"]: entry["name"] for entry in truth["categories"]}
-    return _Found(source, objects, detections, tuple(names[key] for key in classes), len(images)), ""
+    return Found(source, objects, detections, tuple(names[key] for key in classes), len(images)), ""
 
 
-def _of_image(found: _Found, number: int, image_id: Any) -> ImageDetections:
+def detections_of_image(found: Found, number: int, image_id: Any) -> ImageDetections:
     """Returns the detections of one image, labelled as its source has them."""
     is_of_image = found.detections.images == number
     corners = found.detections.boxes_xywh[is_of_image].copy()
@@ -315,7 +342,7 @@ def _read_evaluation(path: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         evaluation = json.loads(path.read_text())
-        if {*MEANINGS, "per_class"} <= evaluation.keys():
+        if {*MEANINGS, "per_class"} <= evaluation.keys() and isinstance(evaluation["per_class"], dict):
             return evaluation
         reason = "it lacks some of COCO's numbers"
     except (OSError, ValueError, AttributeError) as error:
@@ -327,7 +354,15 @@ def _read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
     path = workdir / "starts.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    starts = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+            starts.append(json.loads(line))
+    return [start for start in starts if isinstance(start, dict) and start.keys() >= _OF_A_START]
+
+
+def _evaluate_command(workdir: pathlib.Path, split: str) -> str:
+    return shlex.join(["focaljax", "evaluate", "--workdir", str(workdir), "--split", split])
 
 
 def shown(value: float | None) -> str:

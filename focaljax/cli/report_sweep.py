@@ -1,6 +1,7 @@
 """The page about a sweep: its table and plot, and how far each run is."""
 
 import pathlib
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -8,11 +9,14 @@ import cv2
 from matplotlib.figure import Figure
 
 from focaljax.cli.console import duration
+from focaljax.cli.main import UsageError
 from focaljax.cli.report_run import Run, load_run, shown
 from focaljax.evaluation.analysis_plots import plot_label
 from focaljax.evaluation.curves import runs_figure
 from focaljax.evaluation.page import Page
 
+# Below the header of a table in Markdown.
+_RULE = re.compile(r"\|?[-:| ]+\|?")
 # Of the folders below a sweep's: data set, row, seed.
 _DEPTH = 3
 
@@ -29,21 +33,27 @@ def sweep_page(workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> Page:
     Args:
         workdir: of the sweep.
         folders: of its runs.
-
-    Raises:
-        UsageError: the files of a run cannot be read.
     """
-    runs = [load_run(folder) for folder in folders]
-    page = Page(f"{workdir.absolute().name}: {len(runs)} runs")
-    for table in sorted(workdir.glob("*.md")):
-        page.section(f"Table, {table.stem}")
-        header, *rows = _cells(table.read_text(encoding="utf-8"))
-        page.table(header, rows)
-        picture = cv2.imread(str(table.with_suffix(".png")))
+    runs, unreadable = [], []
+    for folder in folders:
+        try:
+            runs.append(load_run(folder))
+        except UsageError as error:
+            unreadable.append((folder.relative_to(workdir), f"cannot be read: {error}", "-", "-", "-", "-"))
+    page = Page(f"{workdir.absolute().name}: {len(folders)} runs")
+    for path in sorted(workdir.glob("*.md")):
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if len(lines) < 3 or not _RULE.fullmatch(lines[1]):
+            continue  # it is somebody's notes
+        page.section(f"Table, {path.stem}")
+        page.table(_cells(lines[0]), [_cells(line) for line in lines[2:]])
+        plot = path.with_suffix(".png")
+        picture = cv2.imread(str(plot)) if plot.exists() else None
         if picture is not None:
             page.picture(picture[..., ::-1], "each dot a seed")
     page.section("Runs")
-    page.table(("run", "state", "evaluations", "best AP", "at step", "time"), [_row(workdir, run) for run in runs])
+    rows = [*(_row(workdir, run) for run in runs), *unreadable]
+    page.table(("run", "state", "evaluations", "best AP", "at step", "time"), rows)
     page.section("Curves")
     page.plot(_figure(runs), "a colour a row, a line a seed")
     page.section("Pages of the runs")
@@ -51,10 +61,9 @@ def sweep_page(workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> Page:
     return page
 
 
-def _cells(markdown: str) -> list[list[str]]:
-    """Returns the rows of a table in Markdown without the line below its header."""
-    lines = markdown.strip().splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in [lines[0], *lines[2:]]]
+def _cells(line: str) -> list[str]:
+    """Returns the cells of a row of a table in Markdown."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def _row(workdir: pathlib.Path, run: Run) -> tuple[object, ...]:

@@ -29,6 +29,8 @@ _MOST_BYTES = 4 * 2**30
 _SHORTEST_COMPILATION = 0.2
 # M_ARENA_MAX of glibc's malloc.h.
 _ARENA_MAX = -8
+# What file systems without locks answer.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def share_heap() -> None:
@@ -172,9 +174,21 @@ def _lock(file: IO[str]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        if error.errno not in _NO_LOCKS:
             raise
         say(f"note: the file system of {file.name} knows no locks: nothing keeps a second run out of its folder")
+
+
+def is_in_use(workdir: pathlib.Path) -> bool:
+    """Whether a process holds a workdir, see `only_run_in`; without locks, whether one began there and did not end."""
+    try:
+        with (workdir / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        return error.errno in _NO_LOCKS and (workdir / "running.json").exists()
+    return False
 
 
 def holder_of(workdir: pathlib.Path) -> str:

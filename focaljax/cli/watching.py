@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -69,7 +70,7 @@ def evaluation_pictures(
         if ids[index] in found:
             try:
                 example = source[int(index)]
-            except DataError:  # it could be read a moment ago; it is a finding where it matters
+            except (DataError, OSError):  # it could be read a moment ago; it is a finding where it matters
                 continue
             pictures[f"{split}/{number}"] = comparison_sheet([example], [found[ids[index]]], source.class_names)
     return pictures
@@ -93,8 +94,11 @@ def note_start(workdir: pathlib.Path, *, step: int, devices: str, command: Seque
         "versions": versions(),
         "command": shlex.join(["focaljax", *command]),
     }
-    with (workdir / "starts.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(start) + "\n")
+    with (workdir / "starts.jsonl").open("a+b") as file:
+        if file.tell():  # after a line that was cut off, on one of its own
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read() == b"\n" else b"\n")
+        file.write(json.dumps(start).encode() + b"\n")
 
 
 def versions() -> dict[str, str]:

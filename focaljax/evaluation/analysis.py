@@ -87,7 +87,7 @@ def match_detections(
     *,
     iou_threshold: float,
     by_class: bool = True,
-    max_detections: int = 100,
+    max_detections: int | None = 100,
 ) -> Matches:
     """Returns which object each detection met.
 
@@ -97,7 +97,7 @@ def match_detections(
         iou_threshold: above 0, at most 1.
         by_class: a detection can only meet objects of its class, and `max_detections` counts each class by itself, as
             in COCO's metrics. False: of any class, to see what is taken for what.
-        max_detections: of an image, those with the highest scores; the others do not count.
+        max_detections: of an image, those with the highest scores; the others do not count. None: all do.
     """
     matched = np.full(len(found.scores), NOTHING, np.int64)
     is_counted = np.zeros(len(found.scores), bool)

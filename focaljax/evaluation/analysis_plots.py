@@ -12,6 +12,7 @@ from focaljax.evaluation.analysis import RECALLS, ClassCurve
 # More lines, or numbers in cells, could not be told apart.
 MOST_CURVES = 10
 MOST_CELLS = 16
+_MOST_NAMES = 100
 
 _LONGEST_NAME = 24
 _BLUE, _RED = "#1b5e8c", "#c0392b"
@@ -67,7 +68,9 @@ def score_figure(scores: np.ndarray, is_true: np.ndarray, is_false: np.ndarray, 
 
 
 def confusion_figure(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Returns the confusion matrix as shares of each row, with the counts written in up to `MOST_CELLS` classes.
+    """Returns the confusion matrix as shares of each row, with the counts written in up to `MOST_CELLS` rows.
+
+    Of more than 100 rows the names would cover each other: they are left out.
 
     Args:
         counts: see `confusion_matrix`.
@@ -81,8 +84,9 @@ def confusion_figure(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [plot_label(name) for name in class_names]
     font = "medium" if size <= MOST_CELLS else "xx-small"
-    axes.set_xticks(range(size), [*names, "(missed)"], rotation=90 if size > 6 else 30, ha="center", fontsize=font)
-    axes.set_yticks(range(size), [*names, "(background)"], fontsize=font)
+    if size <= _MOST_NAMES:
+        axes.set_xticks(range(size), [*names, "(missed)"], rotation=90 if size > 6 else 30, ha="center", fontsize=font)
+        axes.set_yticks(range(size), [*names, "(background)"], fontsize=font)
     axes.set(xlabel="seen as", ylabel="is")
     figure.colorbar(picture, ax=axes, shrink=0.7, label="share of the row")
     if size <= MOST_CELLS:

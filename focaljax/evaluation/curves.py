@@ -18,6 +18,7 @@ _OTHERS = {
     "gradient norm": ({"gradient_norm": "gradient norm"}, True),
     "assigned anchors an image": ({"positives": "assigned anchors"}, False),
     "share of the classification loss on assigned anchors": ({"positive_share": "share"}, False),
+    "steps left out so far, not finite": ({"skipped": "steps"}, False),
 }
 
 
@@ -43,7 +44,7 @@ def write_curves(path: str | os.PathLike[str], records: Records, *, split: str) 
 
 
 def curves_figure(records: Records, timings: Records, *, split: str) -> Figure:
-    """Returns plots of all that is logged: losses, AP, rate, gradient, assigned anchors and their share, images/s.
+    """Returns plots of what a training step logs, of AP, AP50 and AP75, and of images/s.
 
     Args:
         records: of `metrics.jsonl`; what an older run lacks stays empty.
@@ -51,17 +52,16 @@ def curves_figure(records: Records, timings: Records, *, split: str) -> Figure:
         split: the evaluated one.
     """
     figure = Figure(figsize=(11, 10), layout="constrained")
-    axes = figure.subplots(4, 2).ravel()
-    _draw_losses(axes[0], records)
-    _draw_metrics(axes[1], records, split)
+    losses, metrics, *others, speed = figure.subplots(4, 2).ravel()
+    _draw_losses(losses, records)
+    _draw_metrics(metrics, records, split)
     train = _of_split(records, "train")
-    for place, (title, (curves, is_logarithmic)) in zip(axes[2:], _OTHERS.items()):
-        _draw(place, train, curves, title=title)
+    for axes, (title, (curves, is_logarithmic)) in zip(others, _OTHERS.items(), strict=True):
+        _draw(axes, train, curves, title=title)
         if is_logarithmic:
-            _set_logarithmic(place)
-    _draw(axes[6], timings, {"images_per_second": "images/s"}, title="images/s, evaluations not counted")
-    axes[6].set_ylim(bottom=0)
-    axes[7].set_axis_off()
+            _set_logarithmic(axes)
+    _draw(speed, timings, {"images_per_second": "images/s"}, title="images/s, evaluations not counted")
+    speed.set_ylim(bottom=0)
     return figure
 
 

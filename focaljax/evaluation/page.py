@@ -62,13 +62,15 @@ class Page:
         self._parts.append(f"<pre>{html.escape(text)}</pre>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], *, is_words: bool = False) -> None:
-        """Adds a table; a long one scrolls within the page. All columns but the first hold numbers, or else words."""
+        """Adds a table; a long one scrolls within the page. A header without a word is none.
+
+        All columns but the first hold numbers, or else words.
+        """
         kind = ' class="words"' if is_words else ""
-        head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
+        cells = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
+        head = f"<thead><tr>{cells}</tr></thead>\n" if any(header) else ""
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>\n" for row in rows)
-        self._parts.append(
-            f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-        )
+        self._parts.append(f'<div class="scroll"><table{kind}>{head}<tbody>{body}</tbody></table></div>')
 
     def plot(self, figure: "Figure", caption: str = "") -> None:
         """Adds a figure of matplotlib, drawn as SVG."""
@@ -103,8 +105,12 @@ class Page:
         """
         target = pathlib.Path(path)
         temporary = target.with_name(f"{target.name}.tmp")
-        temporary.write_text(self.html(), encoding="utf-8")
-        os.replace(temporary, target)
+        try:
+            # Names from JSON files may have characters that no encoding knows.
+            temporary.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
+            os.replace(temporary, target)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(target)) from None
 
     def _figure(self, content: str, caption: str) -> None:
         below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""

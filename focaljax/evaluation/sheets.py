@@ -81,7 +81,7 @@ def comparison_sheet(
         class_names: K names.
         min_score: detections with a lower score are left out.
         pairs_in_row: number of images (shown twice each) beside each other.
-        max_side: larger pictures are reduced to fit this many pixels.
+        max_side: larger images are reduced to fit this many pixels before they are drawn on, so that text can be read.
 
     Returns:
         uint8 `[height, width, 3]`, RGB.
@@ -96,10 +96,12 @@ def comparison_sheet(
     pictures, captions = [], []
     for example, found in zip(examples, detections):
         kept = found.above(min_score)
+        image = _reduced(example.image, max_side)
+        factors = np.tile(np.array(image.shape[1::-1]) / example.image.shape[1::-1], 2)
         truth = draw_detections(
-            example.image, example.boxes_xyxy, example.labels, None, class_names, is_crowd=example.is_crowd
+            image, factors * example.boxes_xyxy, example.labels, None, class_names, is_crowd=example.is_crowd
         )
-        drawn = draw_detections(example.image, kept.boxes_xyxy, kept.labels, kept.scores, class_names)
+        drawn = draw_detections(image, factors * kept.boxes_xyxy, kept.labels, kept.scores, class_names)
         pictures += [truth, drawn]
         captions += [
             f"ground truth: {len(example.labels)}   {pathlib.PurePath(example.file_name).name}",

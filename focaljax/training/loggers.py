@@ -2,10 +2,11 @@
 
 import contextlib
 import importlib
+import logging
 import pathlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from focaljax.evaluation.page import encode_jpeg
+
+logger = logging.getLogger(__name__)
 
 # How W&B is used; '': not at all.
 WANDB_MODES = ("", "offline", "online")
@@ -77,7 +80,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """Sends a run to Weights & Biases (W&B), or keeps it in `WORKDIR/wandb` until `wandb sync` does.
 
-    A run that goes on has the id of before, which is kept in `WORKDIR/wandb/id`, so that W&B shows one run.
+    A run that goes on has the id of before, which is kept in `WORKDIR/wandb/id`, so that W&B shows one run. Where W&B
+    fails later, a warning says so, and the run goes on without it.
 
     Args:
         workdir: of the run; its name is the run's.
@@ -116,12 +120,26 @@ class WeightsAndBiases:
 
     def write(self, step: int, values: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
         """See `Logger`."""
-        images = {name: self._make_image(picture) for name, picture in pictures.items()}
-        self._run.log({"step": step, **values, **images})
+        self._try(
+            lambda run: run.log(
+                {"step": step, **values, **{name: self._make_image(picture) for name, picture in pictures.items()}}
+            )
+        )
 
     def close(self) -> None:
         """See `Logger`."""
-        self._run.finish()
+        self._try(lambda run: run.finish())
+
+    def _try(self, action: Callable[[Any], None]) -> None:
+        """Does it unless an action failed before: W&B's process or its network must not cost the run."""
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:
+            self._run = None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("W&B takes no more of this run (%s): it goes on, its numbers are in metrics.jsonl", reason)
 
 
 def import_wandb() -> Any:

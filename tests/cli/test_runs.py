@@ -22,6 +22,7 @@ from focaljax.training import mesh as meshes
 from focaljax.training.metrics import read_metrics
 from focaljax.training.state import TrainState
 from tests.cli.conftest import devices_of_runs
+from tests.training.test_loggers import events_in
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -40,7 +41,13 @@ def test_training_leaves_config_curves_checkpoints_and_evaluation(finished_run):
     assert [r["step"] for r in records if r["split"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if r["split"] == "val"] == [6]
     assert sorted(path.name for path in (finished_run / "checkpoints").iterdir()) == ["4", "6"]
-    assert any((finished_run / "tensorboard").iterdir())
+    pictures = {
+        (event.step, value.tag)
+        for event in events_in(finished_run / "tensorboard")
+        for value in event.summary.value
+        if value.HasField("image")
+    }
+    assert pictures == {(6, f"val/{number}") for number in range(1, config["log"]["pictures"] + 1)}
     evaluation = json.loads((finished_run / "evaluation_val.json").read_text())
     assert set(COCO_NUMBERS) < set(evaluation)
     assert set(evaluation["per_class"]) == {"disc", "rectangle", "triangle"}
@@ -127,6 +134,7 @@ def test_evaluate_writes_metrics_results_and_sheets(finished_run, capsys):
     assert all(word in table for word in ("AP50", "ARl", "triangle"))
     evaluation = json.loads((finished_run / "evaluation_test.json").read_text())
     assert set(COCO_NUMBERS) < set(evaluation)
+    assert evaluation["overrides"] == []
     detections = json.loads((finished_run / "detections_test.json").read_text())
     assert {"image_id", "category_id", "bbox", "score"} == set(detections[0])
     assert {d["category_id"] for d in detections} <= {1, 2, 3}
@@ -141,6 +149,8 @@ def test_evaluate_takes_overrides_of_thresholds_and_no_others(finished_run, caps
     for detection in detections:
         per_image[detection["image_id"]] += 1
     assert set(per_image.values()) == {1}
+    evaluation = json.loads((finished_run / "evaluation_val.json").read_text())
+    assert evaluation["overrides"] == ["--config.eval.max_detections=1"]
     assert main(["evaluate", "--workdir", str(finished_run), "--config.model.backbone=resnet50"]) == 2
     assert "only settings of the groups eval and data" in capsys.readouterr().err
 

@@ -74,6 +74,16 @@ def test_detections_beyond_the_limit_do_not_count():
     assert matches.is_counted.tolist() == [True, False, False, True, True, True]
 
 
+def test_without_a_limit_all_detections_count():
+    """As the confusions of a crowded image need it: COCO's 100 are those of one class."""
+    places = [(1, 1 + index % 2, 20 * index, 0, 10, 10) for index in range(150)]
+    objects = objects_of(*places)
+    found = found_of(*((image, number, 0.9, *box) for image, number, *box in places))
+    matches = match_detections(objects, found, iou_threshold=0.5, by_class=False, max_detections=None)
+    counts = analysis.confusion_matrix(matches, objects, found, num_classes=2)
+    assert counts.tolist() == [[75, 0, 0], [0, 75, 0], [0, 0, 0]]
+
+
 def test_curve_by_hand():
     matches = match_detections(OBJECTS, FOUND, iou_threshold=0.5)
     curves = analysis.precision_recall(matches, OBJECTS, FOUND, num_classes=3)

@@ -57,6 +57,22 @@ def test_counts_are_written_where_there_is_room(size, is_written):
     assert ("7654" in svg_of(confusion_figure(counts, [str(i) for i in range(size - 1)]))) == is_written
 
 
+@pytest.mark.parametrize(("size", "count"), [(100, 100), (101, 0)])
+def test_names_are_written_where_they_would_not_cover_each_other(size, count):
+    figure = confusion_figure(np.eye(size, dtype=int), [f"class{index}" for index in range(size - 1)])
+    names = [label.get_text() for label in figure.get_axes()[0].get_xticklabels()]
+    assert len([name for name in names if name.startswith("class") or name == "(missed)"]) == count
+
+
+def test_scores_of_right_and_wrong_stand_under_their_names():
+    scores = np.array([0.91, 0.92, 0.11])
+    figure = score_figure(scores, scores > 0.5, scores < 0.5, min_score=0.3)
+    heights = {patch.get_label(): patch.get_data().values for patch in figure.get_axes()[0].patches}
+    assert heights.keys() == {"right: 2", "wrong: 1"}
+    assert np.flatnonzero(heights["right: 2"]).tolist() == [36]
+    assert np.flatnonzero(heights["wrong: 1"]).tolist() == [4]
+
+
 def test_nothing_can_be_drawn():
     nothing = np.zeros(0)
     assert "wrong: 0" in svg_of(score_figure(nothing, nothing > 0, nothing > 0, min_score=0.3))

@@ -1,6 +1,7 @@
 import html.parser
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from focaljax.evaluation.page import Page
@@ -49,6 +50,24 @@ def test_page_holds_everything_and_loads_nothing(tmp_path):
             assert attributes.get(name, "#").startswith(("#", "data:")), attributes
     assert not parsed.named("link") + parsed.named("script")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_characters_that_no_encoding_knows_are_escaped(tmp_path):
+    page = Page("a\ud800b")
+    page.write(tmp_path / "page.html")
+    assert "<h1>a\\ud800b</h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError, match="No such file or directory") as caught:
+        Page("a page").write(tmp_path / "nowhere" / "page.html")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")
+
+
+def test_table_without_header_has_no_row_for_one():
+    page = Page("a page")
+    page.table(("", ""), [("a", 1)])
+    assert len(Parsed(page.html()).named("tr")) == 1
 
 
 def test_two_plots_do_not_share_names():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,26 @@ def test_comparison_has_ground_truth_left_and_good_detections_right():
     assert not is_of_class(sheet[:, middle:], 0).any()
     assert is_of_class(sheet[:, middle:], 1).any()
     assert not is_of_class(sheet, 2).any()
+
+
+def test_comparison_leaves_out_what_scores_less():
+    found = ImageDetections(7, np.array([[350, 100, 500, 300]], np.float32), np.array([0.8]), np.array([1]))
+    for min_score, is_seen in ((0.75, True), (0.85, False)):
+        sheet = comparison_sheet([an_example(7)], [found], ("cat", "dog"), min_score=min_score)
+        assert is_of_class(sheet, 1).any() == is_seen
+
+
+def test_large_images_are_reduced_before_they_are_drawn_on():
+    """Text and lines are those of a picture of the size that is shown, and boxes lie where the objects are."""
+    nothing = ImageDetections(7, np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    small, large = (
+        Example(grey_image(), factor * np.array([[40, 60, 200, 300]]), np.zeros(1, int), np.zeros(1, bool), 7, "7.jpg")
+        for factor in (1, 5)
+    )
+    height, width = small.image.shape[:2]
+    large = dataclasses.replace(large, image=grey_image(5 * height, 5 * width))
+    sheets = [comparison_sheet([one], [nothing], ("cat",), max_side=max(height, width)) for one in (small, large)]
+    np.testing.assert_array_equal(*sheets)
 
 
 def test_comparison_refuses_detections_of_another_image():

@@ -140,6 +140,17 @@ def test_wandb_is_told_settings_numbers_and_pictures_by_their_step(tmp_path, fak
     ]
 
 
+def test_wandb_that_dies_costs_its_own_numbers_alone(tmp_path, fake_wandb, monkeypatch, caplog):
+    logger = start(tmp_path)
+    monkeypatch.setattr(fake_wandb, "log", lambda _: (_ for _ in ()).throw(ConnectionResetError("Connection\nlost")))
+    for step in (1, 2):
+        logger.write(step, {"train/loss": 1.5}, {})
+    logger.close()
+    (warning,) = caplog.messages
+    assert warning == "W&B takes no more of this run (Connection lost): it goes on, its numbers are in metrics.jsonl"
+    assert ("finish",) not in fake_wandb.calls
+
+
 def test_run_that_goes_on_is_the_same_run_of_wandb_and_another_is_not(tmp_path, fake_wandb):
     for folder in ("one", "one", "other"):
         (tmp_path / folder).mkdir(exist_ok=True)
