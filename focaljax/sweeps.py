@@ -61,9 +61,10 @@ class Sweep:
         split: on which the last weights are evaluated.
         metrics: columns of the table, of COCO's 12 numbers.
         source: of the paper's numbers.
+        settings: data set -> settings of all its rows, which a row's own override.
 
     Raises:
-        ValueError: two rows share a name or a folder, or there are none.
+        ValueError: two rows share a name or a folder, two seeds are the same, or there are none of them.
     """
 
     title: str
@@ -73,12 +74,15 @@ class Sweep:
     split: str = "val"
     metrics: Sequence[str] = ("AP", "AP50", "AP75")
     source: str = ""
+    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         folders = [row.folder for row in self.rows]
         if not folders or not self.seeds or not self.configs:
             raise ValueError("a sweep needs at least one row, one seed and one config")
-        if unknown := {name for row in self.rows for name in row.data} - set(self.configs):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"a sweep has the same seed twice: {', '.join(map(str, self.seeds))}")
+        if unknown := {*self.settings, *(name for row in self.rows for name in row.data)} - self.configs.keys():
             raise ValueError(f"rows are for data sets without a config: {', '.join(sorted(unknown))}")
         if twice := {folder for folder in folders if folders.count(folder) > 1}:
             raise ValueError(f"two rows of a sweep have the same name: {', '.join(sorted(twice))}")

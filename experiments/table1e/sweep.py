@@ -2,7 +2,8 @@
 
 focaljax sweep experiments/table1e/sweep.py --workdir runs/table1e [--config.data=bccd|coco]
 
-AP rises with the size of the images, and with the depth of the network on large ones.
+AP rises with the size of the images, and with the depth of the network on large ones. On COCO the size is that of the
+shorter side, as in the paper, whose numbers are those of test-dev.
 """
 
 from focaljax.sweeps import Row, Sweep
@@ -14,6 +15,7 @@ SMALL = {
     "bccd": {"resnet_tiny": (60, 90, 120, 150, 180), "resnet18": (120, 180)},
 }
 WIDE = {"shapes": 1.0, "bccd": 4 / 3}
+WEIGHTS = {50: "resnet50-0676ba61.pth", 101: "resnet101-63fe2227.pth"}
 # depth -> image size -> the paper's AP
 PAPER = {
     50: {400: 0.305, 500: 0.325, 600: 0.343, 700: 0.351, 800: 0.357},
@@ -43,7 +45,11 @@ def get_sweep():
             *(
                 Row(
                     f"ResNet-{depth}, {size} px",
-                    {"model.backbone": f"resnet{depth}", "data.image_size": (size, size)},
+                    {
+                        "model.backbone": f"resnet{depth}",
+                        "init.weights": WEIGHTS[depth],
+                        "data.image_size": (size, round(size * 5 / 3)),
+                    },
                     paper={"AP": AP},
                     data=("coco",),
                 )

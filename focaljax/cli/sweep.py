@@ -142,7 +142,8 @@ class _Plan:
 
     def flags_of(self, run: Run) -> list[str]:
         """Returns the settings of a run; those for all runs come last, so that they win."""
-        own = {"eval.split": self.sweep.split, "seed": run.seed, **run.row.overrides}
+        of_data = self.sweep.settings.get(self.data, {})
+        own = {"eval.split": self.sweep.split, "seed": run.seed, **of_data, **run.row.overrides}
         return [*(f"--config.{name}={value}" for name, value in own.items()), *self.overrides]
 
     def command(self, run: Run) -> list[str]:
