@@ -68,7 +68,7 @@ def results_of(folder: pathlib.Path) -> str:
 
 def _read(folder: pathlib.Path) -> tuple[Sweep, list[dict[str, Any]]]:
     path = folder / "results.csv"
-    return load_sweep(folder / "sweep.py"), read_results(path) if path.exists() else []
+    return load_sweep(folder / "sweep.py"), read_results(path)
 
 
 def _of_data(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> str:

@@ -2,8 +2,8 @@
 
 focaljax sweep experiments/table1b/sweep.py --workdir runs/table1b [--config.data=bccd|coco]
 
-The paper prints of each gamma the alpha that was best on COCO, and in section 5.1 that alpha .5 is .4 lower for gamma 2;
-of the others, which may be best elsewhere, it has no number. gamma 0 is cross entropy; more of its alphas are in table 1a.
+The paper prints of each gamma the alpha that was best on COCO, and in section 5.1 that alpha .5 is .4 lower for gamma
+2; of the others, which may be best elsewhere, it has no number. gamma 0 is cross entropy; table 1a has more alphas.
 """
 
 import itertools

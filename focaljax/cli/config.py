@@ -180,12 +180,17 @@ def load_saved_config(workdir: pathlib.Path) -> ConfigDict:
     return ConfigDict(_over(default_config().to_dict(), _lists_to_tuples(saved)))
 
 
+def is_free_on_resume(key: str) -> bool:
+    """Whether a run may go on with another value of a setting: it does not change what is trained."""
+    return any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)
+
+
 def differences(saved: ConfigDict, new: ConfigDict) -> list[str]:
     """Returns a line for each setting that matters to what is trained and is not the same in both configs."""
     saved_settings, new_settings = dict(flatten(saved)), dict(flatten(new))
     lines = []
     for key in {**saved_settings, **new_settings}:
-        if any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME):
+        if is_free_on_resume(key):
             continue
         before, now = saved_settings.get(key, "(none)"), new_settings.get(key, "(none)")
         if before != now:

@@ -1,9 +1,13 @@
 """What a sweep has found: results.csv, one row a run; of each data set a table and a plot."""
 
+import contextlib
 import csv
+import fcntl
+import io
+import os
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -11,26 +15,64 @@ from matplotlib.figure import Figure
 from focaljax.sweeps import Row, Sweep
 
 
-def write_report(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `results.csv`, in which the rows of other data sets stay, `DATA.md` and `DATA.png`.
+def write_report(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> int:
+    """Writes `results.csv`, in which rows of other runs stay, `DATA.md` and `DATA.png`; returns the number of runs.
 
     Args:
         folder: for them; made if need be.
         sweep: with its rows in order.
         data: name of the data set.
         results: of its finished runs, each with `data`, `row`, `seed` and COCO's numbers, None where they are not
-            defined.
+            defined. They replace rows of the same run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.csv"
-    others = [result for result in read_results(path) if result["data"] != data] if path.exists() else []
-    _write_csv(path, [*others, *results])
-    (folder / f"{data}.md").write_text(table(sweep, data, results) + "\n")
-    draw(folder / f"{data}.png", sweep, data, results)
+    with _alone_in(folder):
+        everything = _merged(read_results(path), sweep, results)
+        write_whole(path, _as_csv(everything))
+        of_data = [result for result in everything if result["data"] == data]
+        write_whole(folder / f"{data}.md", table(sweep, data, of_data) + "\n")
+        draw(folder / f"{data}.png", sweep, data, of_data)
+    return len(of_data)
+
+
+def _merged(
+    known: Sequence[Mapping[str, Any]], sweep: Sweep, results: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Returns the known rows and the new ones instead of theirs, in the order of the sweep."""
+    of_run = lambda result: (result["data"], result["row"], str(result["seed"]))  # noqa: E731
+    names, new = {row.name for row in sweep.rows}, {(result["data"], result.get("flags")) for result in results}
+    # A row that was given another name is in the results under that.
+    stay = [row for row in known if row["row"] in names or (row["data"], row.get("flags")) not in new]
+    runs = {of_run(result): result for result in [*stay, *results]}
+    order = [(data, run.row.name, str(run.seed)) for data in sweep.configs for run in sweep.runs(data)]
+    place = {run: index for index, run in enumerate(order)}
+    return sorted(runs.values(), key=lambda result: place.get(of_run(result), len(place)))
+
+
+@contextlib.contextmanager
+def _alone_in(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other sweeps from writing there meanwhile, where the file system knows locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that nobody, after a kill either, sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def read_results(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of `results.csv`, COCO's numbers as numbers, None where they are not defined."""
+    """Returns the rows of `results.csv`, COCO's numbers as numbers, None where they are not defined; no file: none."""
+    if not path.exists():
+        return []
     with path.open(newline="") as file:
         return [
             {name: _number(value) if name.startswith("A") else value for name, value in row.items()}
@@ -53,7 +95,8 @@ def table(sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> str:
         cells = [_mean_and_spread([result[name] for result in of_row]) for name in sweep.metrics]
         cells += [f"{len(of_row)} of {len(sweep.seeds)}"]
         cells += [f"{row.paper[name]:.3f}" if name in row.paper else "" for name in of_paper]
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+        name = row.name.replace("|", "\\|")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -69,12 +112,12 @@ def _of_row(row: Row, results: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
     return [result for result in results if result["row"] == row.name]
 
 
-def _write_csv(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for result in results for name in result))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(results)
+def _as_csv(results: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for result in results for name in result)))
+    writer.writeheader()
+    writer.writerows(results)
+    return text.getvalue().replace("\r\n", "\n")
 
 
 def draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:

@@ -1,18 +1,24 @@
 """The verb that trains a table: what it runs, what it leaves out, how it goes on, and the table."""
 
+import concurrent.futures
 import csv
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import cv2
 import pytest
 
+from focaljax.cli import sweep
+from focaljax.cli.config import load_config
 from focaljax.cli.main import main
 from focaljax.cli.sweep import load_sweep
 from focaljax.cli.sweep_report import read_results, table, write_report
@@ -112,7 +118,8 @@ def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fa
     assert main([*third, "--reuse", f"{tmp_path / 'taken'},{tmp_path / 'first'}"]) == 0
     assert f"the same as {first}" in capsys.readouterr().out
     # Other settings for all runs: nothing fits.
-    assert main([*command, "--reuse", str(tmp_path / "first"), "--config.optim.steps=4", "--index=0"]) == 0
+    fourth = ["sweep", str(other), "--workdir", str(tmp_path / "fourth"), *fast, "--config.optim.steps=4", "--index=0"]
+    assert main([*fourth, "--reuse", str(tmp_path / "first")]) == 0
     assert "1 runs, 0 of them finished" in capsys.readouterr().out
 
 
@@ -121,6 +128,7 @@ def test_run_that_stands_in_the_results_is_finished_wherever_it_was_run(sweep_fi
     assert main([*command, "--workdir", str(tmp_path / "here")]) == 0
     before = read_results(tmp_path / "out" / "results.csv")
     # Elsewhere, where one of the two is missing from the file.
+    (tmp_path / "out" / "results.csv").unlink()
     write_report(tmp_path / "out", load_sweep(pathlib.Path(sweep_file)), "small", before[:1])
     capsys.readouterr()
     assert main([*command, "--workdir", str(tmp_path / "there")]) == 0
@@ -131,9 +139,12 @@ def test_run_that_stands_in_the_results_is_finished_wherever_it_was_run(sweep_fi
     kept, trained = read_results(tmp_path / "out" / "results.csv")
     assert kept == before[0]
     assert trained["AP"] == before[1]["AP"]
-    # With other settings it is another run.
-    assert main([*command, "--workdir", str(tmp_path / "there"), "--config.optim.steps=4", "--index=0"]) == 0
-    assert "1 runs, 0 of them finished" in capsys.readouterr().out
+    # With other settings it is another run, which does not belong in this table.
+    text = (tmp_path / "out" / "results.csv").read_text()
+    other = [*command, "--workdir", str(tmp_path / "elsewhere"), "--config.optim.steps=4"]
+    fails(capsys, other, "results.csv holds runs with the overrides", "optim.steps=3", "name another folder")
+    assert (tmp_path / "out" / "results.csv").read_text() == text
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_run_that_fails_is_named_with_its_last_line_and_the_others_are_run(sweep_file, fast, tmp_path, capsys):
@@ -148,9 +159,9 @@ def test_run_that_fails_is_named_with_its_last_line_and_the_others_are_run(sweep
 
 
 def test_interrupted_sweep_goes_on_where_its_run_stopped(sweep_file, data_root, tmp_path, users_env):
-    long = [f"--config.data.root={data_root}", "--config.optim.steps=100000", "--config.checkpoint.every=5"]
-    command = [sys.executable, "-m", "focaljax", "sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--seeds=0"]
-    sweep = subprocess.Popen([*command, *long], env=users_env, stdout=subprocess.PIPE, text=True)
+    long = [f"--config.data.root={data_root}", "--config.optim.steps=80", "--config.checkpoint.every=5"]
+    command = [sys.executable, "-m", "focaljax", "sweep", sweep_file, "--workdir", str(tmp_path / "runs"), *long]
+    sweep = subprocess.Popen([*command, "--seeds=0"], env=users_env, stdout=subprocess.PIPE, text=True)
     run = tmp_path / "runs" / "small" / "gamma_0" / "seed0"
     end = time.monotonic() + 120
     while not read_metrics(run) and time.monotonic() < end:
@@ -162,6 +173,160 @@ def test_interrupted_sweep_goes_on_where_its_run_stopped(sweep_file, data_root, 
     assert "is saved; the same command goes on" in (run / "log.txt").read_text()
     assert not (run.parent.parent / "gamma_2_alpha_.5").exists()
     assert not (run / "result.json").exists()
+    first = read_metrics(run)[-1]["step"]
+    assert 0 < first < 80
+    subprocess.run([*command, "--index=0"], env=users_env, check=True)
+    again = int(re.findall(r"done: 80 steps, (\d+) of them now", (run / "log.txt").read_text())[-1])
+    assert 0 < again <= 80 - first
+    # Both of its parts count.
+    parts = [float(line) for line in (run / "seconds.txt").read_text().split()]
+    assert len(parts) == 2
+    assert json.loads((run / "result.json").read_text())["seconds"] == pytest.approx(sum(parts), abs=0.2)
+
+
+@pytest.fixture
+def fake_runs(monkeypatch):
+    """Runs take no time: each gives its seed as AP, or what is said for its seed, after what is to happen meanwhile."""
+    fake = types.SimpleNamespace(commands=[], AP_of={}, meanwhile=lambda: None)
+
+    def run(_, command, log):
+        fake.commands.append(command)
+        fake.meanwhile()
+        seed = int(next(word for word in command if word.startswith("--config.seed=")).partition("=")[2])
+        AP = fake.AP_of.get(seed, seed / 100)
+        workdir = pathlib.Path(command[command.index("--workdir") + 1])
+        (workdir / "evaluation_val.json").write_text(json.dumps({"AP": AP, "AP50": AP, "AP75": AP, "step": 3}))
+        return 0
+
+    monkeypatch.setattr(sweep._Children, "run", run)
+    return fake
+
+
+def rows_in(folder):
+    return [(row["row"], row["seed"], row["AP"]) for row in read_results(folder / "results.csv")]
+
+
+def test_sweeps_that_share_a_table_keep_each_others_rows(sweep_file, tmp_path, fake_runs):
+    out = tmp_path / "out"
+    assert main(["sweep", sweep_file, "--workdir", str(tmp_path / "other"), "--seeds=7"]) == 0
+    ended = read_results(tmp_path / "other" / "results.csv")
+    fake_runs.meanwhile = lambda: write_report(out, load_sweep(pathlib.Path(sweep_file)), "small", ended)
+    command = ["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--out", str(out)]
+    assert main([*command, "--seeds=0"]) == 0
+    everything = [(row, str(seed), seed / 100) for seed in (0, 7) for row in ("gamma 0", "gamma 2, alpha .5")]
+    assert rows_in(out) == everything
+    assert "| gamma 0 | 0.035 ± 0.049 |" in (out / "small.md").read_text()
+    assert len(fake_runs.commands) == 4
+    assert main(command) == 0
+    assert len(fake_runs.commands) == 4
+
+
+def test_row_with_another_name_is_the_same_run(sweep_file, tmp_path, fake_runs):
+    command = ["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--seeds=7"]
+    assert main(command) == 0
+    path = pathlib.Path(sweep_file)
+    path.write_text(path.read_text().replace('"gamma 0"', '"cross entropy"'))
+    assert main(command) == 0
+    assert len(fake_runs.commands) == 2
+    assert rows_in(tmp_path / "out") == [("cross entropy", "7", 0.07), ("gamma 2, alpha .5", "7", 0.07)]
+
+
+def test_run_of_a_config_that_has_changed_is_not_finished(sweep_file, tmp_path, fake_runs, capsys):
+    config = tmp_path / "config.py"
+    config.write_text(pathlib.Path(TINY).read_text())
+    path = pathlib.Path(sweep_file)
+    path.write_text(SWEEP.format(config="config.py"))
+    command = ["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--seeds=0"]
+    assert main(command) == 0
+    config.write_text(config.read_text().replace("    return config", "    config.eval.every = 77\n    return config"))
+    assert main(command) == 0
+    assert "2 runs, 2 of them finished" in capsys.readouterr().out  # it trains the same
+    config.write_text(config.read_text().replace("    return config", "    config.optim.steps = 77\n    return config"))
+    assert main(command) == 0
+    assert "2 runs, 0 of them finished" in capsys.readouterr().out
+
+
+def test_damaged_result_is_that_of_no_finished_run(sweep_file, tmp_path, fake_runs, capsys):
+    command = ["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--seeds=0"]
+    assert main(command) == 0
+    first = tmp_path / "runs" / "small" / "gamma_0" / "seed0" / "result.json"
+    for content in ("", '{"AP": 0.5', "[]"):
+        first.write_text(content)
+        capsys.readouterr()
+        assert main(command) == 0
+        assert "2 runs, 1 of them finished" in capsys.readouterr().out
+    table = tmp_path / "runs" / "results.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], lines[1].replace("0.0,", "0.x,", 1)]))
+    fails(capsys, command, "results.csv is not what a sweep writes", "mend it or move it away")
+
+
+def test_undefined_AP_is_no_crash(sweep_file, tmp_path, fake_runs, capsys):  # noqa: N802
+    fake_runs.AP_of[7] = None
+    assert main(["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--jobs=2"]) == 0
+    assert "run 2: gamma 0, seed 7: val AP undefined in" in capsys.readouterr().out
+    assert "| gamma 0 | 0.000 | 0.000 | 0.000 | 2 of 2 |" in (tmp_path / "runs" / "small.md").read_text()
+
+
+def test_run_without_an_evaluation_fails_alone(sweep_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep._Children, "run", lambda *_: 0)
+    assert main(["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--seeds=0"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("FAILED: FileNotFoundError") == 2
+    assert "0 of 4 runs" in said
+
+
+def test_table_of_what_is_finished_runs_nothing(sweep_file, tmp_path, fake_runs, capsys):
+    command = ["sweep", sweep_file, "--workdir", str(tmp_path / "runs")]
+    assert main([*command, "--index=3"]) == 0
+    assert not (tmp_path / "runs" / "results.csv").exists()
+    assert main([*command, "--table"]) == 0
+    assert "1 of 4 runs" in capsys.readouterr().out
+    assert rows_in(tmp_path / "runs") == [("gamma 2, alpha .5", "7", 0.07)]
+    assert main([*command, "--dry-run"]) == 0
+    finished = [line.endswith("  (finished)") for line in capsys.readouterr().out.splitlines()]
+    assert finished == [False, False, False, True]
+    assert len(fake_runs.commands) == 1
+
+
+def test_run_that_begins_while_a_signal_arrives_is_stopped(monkeypatch):
+    begin = subprocess.Popen
+    with sweep._Children() as children:
+
+        def begin_and_stop(*arguments, **options):
+            child = begin(*arguments, **options)
+            children._stop(signal.SIGTERM, None)
+            return child
+
+        monkeypatch.setattr(subprocess, "Popen", begin_and_stop)
+        assert children.run(["sleep", "60"], subprocess.DEVNULL) == -signal.SIGTERM
+        assert children.run(["sleep", "60"], subprocess.DEVNULL) == 0
+
+
+def test_second_signal_ends_a_run_that_saves_for_long(tmp_path):
+    code = "import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    code += f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)"
+    with sweep._Children() as children, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(children.run, [sys.executable, "-c", code], subprocess.DEVNULL)
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGHUP)  # of a terminal that is gone
+        assert children.stopped_by is signal.SIGHUP
+        time.sleep(0.2)
+        assert not ended.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.result(timeout=20) != 0
+
+
+def test_commit_is_that_of_the_packages_own_repository(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    for folder, is_own in ((tmp_path, True), (tmp_path / "vendored", False)):
+        file = folder / "focaljax" / "cli" / "sweep.py"
+        file.parent.mkdir(parents=True)
+        monkeypatch.setattr(sweep, "__file__", str(file))
+        assert bool(re.fullmatch("[0-9a-f]{7,}", sweep._commit())) == is_own
 
 
 @pytest.mark.parametrize(
@@ -172,6 +337,12 @@ def test_interrupted_sweep_goes_on_where_its_run_stopped(sweep_file, data_root, 
         (["FILE", "--config.data=smal"], ("this sweep has small, other", "did you mean 'small'?")),
         (["FILE", "--seeds=1"], ("this sweep has 0, 7",)),
         (["FILE", "--index=4"], ("the runs 0 to 3",)),
+        (["FILE", "--seeds="], ("this sweep has 0, 7",)),
+        (["FILE", "--index=1", "--seeds=0"], ("an index is of one row and seed",)),
+        (["FILE", "--config=x.py"], ("--config=x.py: a sweep names its own configs", "--config.data=NAME")),
+        (["FILE", "--config.seed=5"], ("--config.seed=5: the sweep's rows or seeds set this",)),
+        (["FILE", "--config.loss.gamma=1"], ("--config.loss.gamma=1: the sweep's rows or seeds set this",)),
+        (["FILE", "--config.eval.split=test"], ("--config.eval.split=test: the sweep's rows",)),
         (["FILE", "--reuse=nowhere"], ("--reuse=nowhere", "no finished run of a sweep")),
         (["FILE", "--config.loss.gama=1"], ("loss.gama", "did you mean")),
     ],
@@ -187,39 +358,41 @@ def test_setting_of_a_row_that_does_not_exist_is_said_before_anything_runs(tmp_p
     text = SWEEP.format(config=os.path.relpath(TINY, tmp_path))
     path.write_text(text.replace("loss.alpha", "loss.alhpa"))
     fails(capsys, ["sweep", str(path), "--workdir", str(tmp_path / "runs")], "loss.alhpa", "did you mean")
+    path.write_text(text.replace("seeds=(0, 7)", 'seeds=(0, 7), metrics=("AP", "AP57")'))
+    fails(capsys, ["sweep", str(path), "--workdir", str(tmp_path / "runs")], "no metric 'AP57'", "did you mean 'AP75'")
     path.write_text(text.replace("rows = [", "rows = 1 / 0, ["))
     fails(capsys, ["sweep", str(path), "--workdir", str(tmp_path / "runs")], "ZeroDivisionError")
 
 
 def test_table_has_mean_spread_and_the_papers_column():
-    rows = [Row("a", {}, paper={"AP": 0.3}), Row("b", {}), Row("c", {})]
-    sweep = Sweep("losses", {"small": "c.py"}, rows, seeds=(0, 1), metrics=("AP", "APs"))
+    rows = [Row("a", {}, paper={"AP": 0.3}), Row("b", {}), Row("c | d", {})]
+    of_losses = Sweep("losses", {"small": "c.py"}, rows, seeds=(0, 1), metrics=("AP", "APs"))
     results = [
         {"row": "a", "seed": 0, "AP": 0.2, "APs": None},
         {"row": "a", "seed": 1, "AP": 0.4, "APs": 0.1},
         {"row": "b", "seed": 0, "AP": 0.5, "APs": None},
     ]
-    assert table(sweep, "small", results).splitlines() == [
+    assert table(of_losses, "small", results).splitlines() == [
         "| losses, small | AP | APs | seeds | paper's AP |",
         "|---|---:|---:|---:|---:|",
         "| a | 0.300 ± 0.141 | 0.100 | 2 of 2 | 0.300 |",
         "| b | 0.500 |  | 1 of 2 |  |",
-        "| c |  |  | 0 of 2 |  |",
+        r"| c \| d |  |  | 0 of 2 |  |",
     ]
 
 
 def test_results_of_two_data_sets_stand_in_one_file(tmp_path):
     sweep = Sweep("losses", {"small": "c.py", "large": "c.py"}, [Row("a", {})], seeds=(0, 1), metrics=("AP",))
     small, large, again = (
-        [{"data": data, "row": "a", "seed": "0", "AP": AP, "APs": None, "flags": ["x"]}]
+        [{"data": data, "row": "a", "seed": "0", "AP": AP, "APs": None, "flags": "x"}]
         for data, AP in (("small", 0.25), ("large", 0.5), ("small", 0.75))
     )
     for data, results in (("small", small), ("large", large), ("small", again)):
         write_report(tmp_path, sweep, data, results)
     read = read_results(tmp_path / "results.csv")
     assert [(result["data"], result["AP"], result["APs"]) for result in read] == [
-        ("large", 0.5, None),
         ("small", 0.75, None),
+        ("large", 0.5, None),
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "large.md", "large.png", "results.csv", "small.md", "small.png",
@@ -229,6 +402,10 @@ def test_results_of_two_data_sets_stand_in_one_file(tmp_path):
 def test_rows_of_the_same_name_are_refused():
     with pytest.raises(ValueError, match="same name: a_1"):
         Sweep("t", {"small": "c.py"}, [Row("a 1", {}), Row("a, 1", {})])
+    with pytest.raises(ValueError, match="the same seed twice: 0, 1, 0"):
+        Sweep("t", {"small": "c.py"}, [Row("a", {})], seeds=(0, 1, 0))
+    with pytest.raises(ValueError, match="without a config: large"):
+        Sweep("t", {"small": "c.py"}, [Row("a", {})], settings={"large": {}})
     with pytest.raises(ValueError, match="at least one row"):
         Sweep("t", {"small": "c.py"}, [])
 
@@ -253,6 +430,12 @@ def test_experiment_is_one_that_can_be_run(path, data, tmp_path, capsys):
     commands = capsys.readouterr().out.splitlines()
     assert len(commands) >= 3 * len(load_sweep(path).rows_of(data)) > 0
     assert {command.count("focaljax train") for command in commands} == {1}
+    if data == "coco":  # weights are those of the backbone
+        for command in commands:
+            words = shlex.split(command)
+            flags = [f"--config={words[words.index('--config') + 1]}", *(w for w in words if w.startswith("--config."))]
+            config = load_config(flags)
+            assert config.init.weights.startswith(f"{config.model.backbone}-")
 
 
 def test_there_are_experiments():
