@@ -7,8 +7,10 @@ What follows it is made here. docs/results.md is all of them, one after the othe
 """
 
 import csv
+import math
 import pathlib
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,9 @@ The experiments of the paper (Lin et al. 2017, [arXiv 1708.02002](https://arxiv.
 them. Each is a folder of `experiments/` and one command; **what was run here has figures, what was not says planned**.
 All figures were made on small data on a CPU: they show in which order settings stand and where a setting fails, not
 what a large detector reaches. This page is made from the `results.csv` of each by `python experiments/results.py`.
+
+± is the standard deviation over seeds. {spread}
+Two rows of one seed each that are closer than about three times that may stand the other way round with another seed.
 """
 
 
@@ -46,7 +51,31 @@ def main() -> None:
 
 def document() -> str:
     """Returns the page of all experiments, from their READMEs."""
-    return "\n".join([HEAD, *(_as_section((FOLDER / name / "README.md").read_text(), name) for name in EXPERIMENTS)])
+    of_all = [
+        result for name in EXPERIMENTS for result in read_results(FOLDER / name / "results.csv") if "seed" in result
+    ]
+    head = HEAD.format(spread=" ".join(spread_of_seeds(of_all)))
+    return "\n".join([head, *(_as_section((FOLDER / name / "README.md").read_text(), name) for name in EXPERIMENTS)])
+
+
+def spread_of_seeds(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns a sentence for each data set: by how much runs differ that differ in their seed alone."""
+    APs: dict[str, dict[str, dict[str, float]]] = {}
+    for result in results:
+        if result["AP"] is not None:
+            but_seed = " ".join(
+                sorted(flag for flag in result["flags"].split() if not flag.startswith("--config.seed="))
+            )
+            # A run that stands in two tables counts once.
+            APs.setdefault(result["data"], {}).setdefault(but_seed, {})[str(result["seed"])] = result["AP"]
+    sentences = []
+    for data, of_settings in APs.items():
+        several = [list(of_seed.values()) for of_seed in of_settings.values() if len(of_seed) > 1]
+        if several:
+            squares = sum(statistics.variance(values) * (len(values) - 1) for values in several)
+            deviation = math.sqrt(squares / sum(len(values) - 1 for values in several))
+            sentences.append(f"On {data} it is {deviation:.3f} for AP (pooled over {len(several)} settings).")
+    return sentences
 
 
 def draw_plots(folder: pathlib.Path) -> None:
@@ -85,7 +114,7 @@ def _of_data(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Ma
         f"{duration(sum(float(result['seconds']) for result in of_data))} in all",
         f"{', '.join(_all(of_data, 'devices'))} ({', '.join(_all(of_data, 'processor'))})",
         "; ".join(_all(of_data, "versions")),
-        f"commit {', '.join(_all(of_data, 'commit'))}",
+        f"commit {', '.join(filter(None, _all(of_data, 'commit'))) or 'unknown'}",
     ]
     lines = [
         f"## {data}: run",

@@ -48,6 +48,34 @@ def test_what_was_run_and_what_is_planned_are_told_apart(tmp_path):
     assert not (tmp_path / "coco.png").exists()
 
 
+def test_spread_of_seeds_is_pooled_over_what_ran_with_several():
+    def result(data, gamma, seed, AP):
+        return {"data": data, "seed": seed, "AP": AP, "flags": f"--config.seed={seed} --config.loss.gamma={gamma}"}
+
+    spread = results["spread_of_seeds"](
+        [result("shapes", 1.0, seed, AP) for seed, AP in ((0, 0.1), (1, 0.2), (2, 0.3))]
+        + [result("shapes", 2.0, "0", 0.4), result("shapes", 2.0, "1", 0.4)]
+        + [result("shapes", 2.0, "0", 0.4), result("shapes", 3.0, "0", 0.9), result("bccd", 1.0, "0", 0.9)]
+    )
+    # Deviations 0.1 (two degrees of freedom) and 0 (one).
+    assert spread == ["On shapes it is 0.082 for AP (pooled over 2 settings)."]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--split", "foo"], "invalid choice"),
+        (["--images", "0"], "at least 1"),
+        ([], "does not exist: --workdir must be"),
+    ],
+)
+def test_mistake_of_figure_4_is_one_line(tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit) as ended:
+        figure4["main"](["--workdir", str(tmp_path), *arguments])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_share_of_the_hardest_and_the_cumulative_sum_agree():
     loss = np.random.default_rng(0).exponential(size=1000).astype(np.float32)
     sums = figure4["cumulative"](loss)

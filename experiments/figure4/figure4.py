@@ -23,11 +23,13 @@ from focaljax import losses
 from focaljax.cli import build, datasets, prediction
 from focaljax.cli.console import track
 from focaljax.cli.evaluate import load_detector, saved_run
-from focaljax.data.example import Example
+from focaljax.cli.main import UsageError
+from focaljax.data.example import DataError, Example
 from focaljax.data.transforms import resize_and_pad
 from focaljax.detection import AnchorTargets, assign_anchors, pyramid_anchors
 from focaljax.models.retinanet import normalize_images
 from focaljax.training import mesh as meshes
+from focaljax.training.checkpoints import CheckpointError
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = (0.001, 0.01, 0.1, 0.2, 0.5)
@@ -38,11 +40,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Makes the figure and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="of a run of `focaljax train`")
-    parser.add_argument("--split", default="val", help="of its data (default val)")
+    parser.add_argument("--split", default="val", choices=datasets.SPLITS, help="of its data (default val)")
     parser.add_argument("--images", type=int, default=300, help="the first so many (default 300)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent, metavar="DIR")
     options = parser.parse_args(arguments)
-    positives, negatives = anchor_losses(options.workdir, options.split, options.images)
+    if options.images < 1:
+        parser.error(f"--images {options.images}: expected at least 1")
+    try:
+        positives, negatives = anchor_losses(options.workdir, options.split, options.images)
+    except (UsageError, DataError, CheckpointError) as error:
+        parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
     write_table(options.out / "results.csv", positives, negatives)
     draw(options.out / "figure4.png", positives, negatives)
