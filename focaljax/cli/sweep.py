@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     _take_over(plan, runs, [pathlib.Path(folder) for folder in flag_values.reuse])
     code = 0 if flag_values.table else _run_all(plan, runs, jobs=flag_values.jobs)
     if flag_values.index is None:
-        count = write_report(out, sweep, data[-1], list(plan.results()))
+        count = write_report(out, sweep, data[-1], list(plan.results()), is_stale=plan.is_stale)
         number = len(sweep.runs(data[-1]))
         say(f"wrote {out}/results.csv, {data[-1]}.md and {data[-1]}.png: {count} of {number} runs")
     return code
@@ -214,10 +214,19 @@ class _Plan:
         """Returns what a finished run gave; None if it is not finished, or was one of other settings."""
         flags_of_run = shlex.join(self.flags_of(run))
         for result in (_read_result(self.workdir / run.folder), self._known.get(flags_of_run)):
-            # Rows of an older version have no digest.
-            if result and result["flags"] == flags_of_run and result.get("settings") in (None, "", self.digest(run)):
+            if result and result["flags"] == flags_of_run and self._is_of_now(result, run):
                 return {**result, "row": run.row.name}
         return None
+
+    def is_stale(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of a table is of a run whose config has changed since."""
+        run = next(
+            (run for run in self.sweep.runs(self.data) if shlex.join(self.flags_of(run)) == row.get("flags")), None
+        )
+        return row["data"] == self.data and run is not None and not self._is_of_now(row, run)
+
+    def _is_of_now(self, result: Mapping[str, Any], run: Run) -> bool:
+        return result.get("settings") in (None, "", self.digest(run))  # none: of an older version
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Yields what the finished runs gave, in their order."""

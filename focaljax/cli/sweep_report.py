@@ -7,7 +7,7 @@ import io
 import os
 import pathlib
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,7 +15,14 @@ from matplotlib.figure import Figure
 from focaljax.sweeps import Row, Sweep
 
 
-def write_report(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> int:
+def write_report(
+    folder: pathlib.Path,
+    sweep: Sweep,
+    data: str,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    is_stale: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+) -> int:
     """Writes `results.csv`, in which rows of other runs stay, `DATA.md` and `DATA.png`; returns the number of runs.
 
     Args:
@@ -24,11 +31,13 @@ def write_report(folder: pathlib.Path, sweep: Sweep, data: str, results: Sequenc
         data: name of the data set.
         results: of its finished runs, each with `data`, `row`, `seed` and COCO's numbers, None where they are not
             defined. They replace rows of the same run.
+        is_stale: whether a row that stands there already is to go.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.csv"
     with _alone_in(folder):
-        everything = _merged(read_results(path), sweep, results)
+        known = [row for row in read_results(path) if not is_stale(row)]
+        everything = _merged(known, sweep, results)
         write_whole(path, _as_csv(everything))
         of_data = [result for result in everything if result["data"] == data]
         write_whole(folder / f"{data}.md", table(sweep, data, of_data) + "\n")

@@ -242,8 +242,11 @@ def test_run_of_a_config_that_has_changed_is_not_finished(sweep_file, tmp_path, 
     assert main(command) == 0
     assert "2 runs, 2 of them finished" in capsys.readouterr().out  # it trains the same
     config.write_text(config.read_text().replace("    return config", "    config.optim.steps = 77\n    return config"))
+    assert main([*command, "--table"]) == 0
+    assert "0 of 4 runs" in capsys.readouterr().out
     assert main(command) == 0
     assert "2 runs, 0 of them finished" in capsys.readouterr().out
+    assert len(rows_in(tmp_path / "runs")) == 2
 
 
 def test_damaged_result_is_that_of_no_finished_run(sweep_file, tmp_path, fake_runs, capsys):
