@@ -81,7 +81,7 @@ def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np
 def write_table(path: pathlib.Path, positives: np.ndarray, negatives: np.ndarray) -> None:
     """Writes how much of each sum the hardest anchors have."""
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["anchors", "gamma", "number", "sum", *(f"hardest {share:g}" for share in HARDEST)])
         for name, values in (("positive", positives), ("negative", negatives)):
             for gamma, of_gamma in zip(GAMMAS, values, strict=True):

@@ -441,7 +441,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Returns the commit of the package's own repository, with '+' if files differ from it; '' outside one."""
+    """Returns the commit of the package's own repository, with '+' if its code or configs differ; '' outside one."""
     here = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -451,7 +451,7 @@ def _commit() -> str:
         if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != here:
             return ""
         return git("rev-parse", "--short", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+            "+" if git("status", "--porcelain", "--untracked-files=no", "--", "focaljax", "configs") else ""
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

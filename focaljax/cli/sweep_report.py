@@ -123,10 +123,11 @@ def _of_row(row: Row, results: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
 
 def _as_csv(results: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for result in results for name in result)))
+    names = list(dict.fromkeys(name for result in results for name in result))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(results)
-    return text.getvalue().replace("\r\n", "\n")
+    return text.getvalue()
 
 
 def draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:

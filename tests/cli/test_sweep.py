@@ -330,6 +330,14 @@ def test_commit_is_that_of_the_packages_own_repository(tmp_path, monkeypatch):
         file.parent.mkdir(parents=True)
         monkeypatch.setattr(sweep, "__file__", str(file))
         assert bool(re.fullmatch("[0-9a-f]{7,}", sweep._commit())) == is_own
+    # Results that were written are no change of what is run; code is.
+    monkeypatch.setattr(sweep, "__file__", str(tmp_path / "focaljax" / "cli" / "sweep.py"))
+    for name, is_changed in (("experiments.csv", False), ("focaljax/code.py", True)):
+        (tmp_path / name).write_text("first\n")
+        for command in (["add", name], ["commit", "-q", "-m", "second"]):
+            subprocess.run([*git, *command], check=True)
+        (tmp_path / name).write_text("second\n")
+        assert sweep._commit().endswith("+") == is_changed
 
 
 @pytest.mark.parametrize(
