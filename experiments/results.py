@@ -66,11 +66,11 @@ def spread_of_seeds(results: Iterable[Mapping[str, Any]]) -> list[str]:
             but_seed = " ".join(
                 sorted(flag for flag in result["flags"].split() if not flag.startswith("--config.seed="))
             )
-            # A run that stands in two tables counts once.
             APs.setdefault(result["data"], {}).setdefault(but_seed, {})[str(result["seed"])] = result["AP"]
     sentences = []
     for data, of_settings in APs.items():
-        several = [list(of_seed.values()) for of_seed in of_settings.values() if len(of_seed) > 1]
+        # Runs that stand in several tables, in other words of the same settings, count once.
+        several = {tuple(sorted(of_seed.values())) for of_seed in of_settings.values() if len(of_seed) > 1}
         if several:
             squares = sum(statistics.variance(values) * (len(values) - 1) for values in several)
             deviation = math.sqrt(squares / sum(len(values) - 1 for values in several))

@@ -55,7 +55,8 @@ def test_spread_of_seeds_is_pooled_over_what_ran_with_several():
     spread = results["spread_of_seeds"](
         [result("shapes", 1.0, seed, AP) for seed, AP in ((0, 0.1), (1, 0.2), (2, 0.3))]
         + [result("shapes", 2.0, "0", 0.4), result("shapes", 2.0, "1", 0.4)]
-        + [result("shapes", 2.0, "0", 0.4), result("shapes", 3.0, "0", 0.9), result("bccd", 1.0, "0", 0.9)]
+        + [result("shapes", "2", "1", 0.4), result("shapes", "2", "0", 0.4)]
+        + [result("shapes", 3.0, "0", 0.9), result("bccd", 1.0, "0", 0.9)]
     )
     # Deviations 0.1 (two degrees of freedom) and 0 (one).
     assert spread == ["On shapes it is 0.082 for AP (pooled over 2 settings)."]
