@@ -306,6 +306,15 @@ def test_run_that_begins_while_a_signal_arrives_is_stopped(monkeypatch):
         assert children.run(["sleep", "60"], subprocess.DEVNULL) == 0
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP ends a process, also where nohup began the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 def test_second_signal_ends_a_run_that_saves_for_long(tmp_path):
     code = "import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     code += f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)"
