@@ -6,6 +6,7 @@ The environment is set here, before any test imports jax, and holds for each wor
 import gc
 import os
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -96,3 +97,14 @@ def users_env() -> dict[str, str]:
     """The environment for a subprocess that is to see a user's devices and compile as there; the cache is kept."""
     flags = os.environ["XLA_FLAGS"].split()
     return {**os.environ, "XLA_FLAGS": " ".join(flag for flag in flags if flag not in _FLAGS)}
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """A PATH with a shell's common programs, and none that could launch anything."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("bash", "cat", "dirname", "env", "git", "sed", "sleep"):
+        (folder / name).symlink_to(shutil.which(name))
+    (folder / "python3").symlink_to(sys.executable)
+    return folder

@@ -12,65 +12,20 @@ import sys
 import time
 
 import pytest
-import yaml
 
 from focaljax.cli.config import load_config
-
-ROOT = pathlib.Path(__file__).parents[1]
-LAUNCH = ROOT / "experiments" / "launch"
-CONFIG = "configs/shapes.py"
-# Spaces, parentheses, quotes and what shells and Kubernetes replace.
-OVERRIDES = [
-    "--config.eval.tta_scales=(0.8, 1.0)",
-    '--config.data.root=it\'s "here" & $(there) \\ `now` $HOME * @NAME@',
-    "--config.optim.steps=6",
-]
-JOBSET = ["--name=run", "--image=registry/focaljax:1", "--hosts=4", "--chips=google.com/tpu=4", "--claim=disk"]
-XPK = ["--cluster=pods", "--name=run", "--tpu-type=v5litepod-16", "--image=registry/focaljax:1", "--storage=disk"]
-# Of each launcher: its options, and what comes before CONFIG.
-LAUNCHERS = {
-    "local.sh": [],
-    "slurm.sbatch": [],
-    "tpu_pod.sh": ["pod"],
-    "gke_jobset.sh": [word for option in JOBSET for word in option.split("=", 1)],
-    "gke_xpk.sh": [word for option in XPK for word in option.split("=", 1)],
-}
-SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
-
-
-def launch(script, *arguments, path=None, cwd=ROOT, **variables):
-    """Runs a script as a user without Slurm's variables does; `path` holds the programs that it finds."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TMPDIR"))}
-    env |= {"PATH": str(path or os.environ["PATH"]), **variables}
-    command = [shutil.which("bash"), str(LAUNCH / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
-
-
-def dry_run(script, *arguments, **variables):
-    completed = launch(script, "--dry-run", *arguments, **variables)
-    assert completed.returncode == 0, completed.stderr
-    assert not completed.stderr
-    return completed.stdout
-
-
-def training(workdir):
-    return ["focaljax", "train", "--config", CONFIG, "--workdir", workdir, *OVERRIDES]
-
-
-@pytest.fixture
-def programs(tmp_path):
-    """A PATH with a shell's common programs, and none that could launch anything."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("bash", "cat", "dirname", "env", "git", "sed", "sleep"):
-        (folder / name).symlink_to(shutil.which(name))
-    (folder / "python3").symlink_to(sys.executable)
-    return folder
-
-
-def add_program(folder, name, script):
-    (folder / name).write_text(f"#!{shutil.which('bash')}\n{script}\n")
-    (folder / name).chmod(0o755)
+from tests.launchers import (
+    CONFIG,
+    LAUNCH,
+    LAUNCHERS,
+    OVERRIDES,
+    ROOT,
+    SCRIPTS,
+    add_program,
+    dry_run,
+    launch,
+    training,
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -223,89 +178,6 @@ def test_tpu_worker_starts_training_in_the_background_and_only_once(tmp_path, pr
         os.kill(number, signal.SIGTERM)
 
 
-def jobset(*arguments):
-    output = dry_run("gke_jobset.sh", *LAUNCHERS["gke_jobset.sh"], *arguments)
-    first, *lines, last = output.splitlines()
-    assert (first, last) == ("kubectl apply --filename - << 'END'", "END")
-    assert "END" not in lines
-    return yaml.safe_load("\n".join(lines))
-
-
-def test_jobset_says_to_every_pod_who_it_is():
-    selected = ["--select", "cloud.google.com/gke-tpu-topology=4x4", "--select", "cloud.google.com/gke-spot=true"]
-    document = jobset("--mount", "/data", "--restarts", "7", *selected, CONFIG, "/data/run", *OVERRIDES)
-    assert (document["kind"], document["metadata"]["name"]) == ("JobSet", "run")
-    assert document["spec"]["failurePolicy"] == {"maxRestarts": 7}
-    (job,) = document["spec"]["replicatedJobs"]
-    assert job["name"] == "train"
-    spec = job["template"]["spec"]
-    assert (spec["parallelism"], spec["completions"], spec["completionMode"]) == (4, 4, "Indexed")
-    pod = spec["template"]["spec"]
-    # Labels are strings, also where they look like something else.
-    labels = {"cloud.google.com/gke-tpu-topology": "4x4", "cloud.google.com/gke-spot": "true"}
-    assert pod["nodeSelector"] == labels
-    assert pod["terminationGracePeriodSeconds"] == 120
-    (container,) = pod["containers"]
-    assert container["image"] == "registry/focaljax:1"
-    assert container["resources"] == {"limits": {"google.com/tpu": "4"}}
-    assert container["volumeMounts"][0] == {"name": "shared", "mountPath": "/data"}
-    assert pod["volumes"][0] == {"name": "shared", "persistentVolumeClaim": {"claimName": "disk"}}
-    assert container["command"] == ["bash", "experiments/launch/pod.sh"]
-    *arguments, coordinator, processes, process = container["args"]
-    # Kubernetes makes $( of $$(.
-    assert [word.replace("$$(", "$(") for word in arguments] == [CONFIG, "/data/run", *OVERRIDES]
-    assert not any("$(" in word.replace("$$(", "") for word in arguments)
-    assert coordinator == "--coordinator=run-train-0-0.run:29400"
-    assert (processes, process) == ("--processes=4", "--process=$(JOB_COMPLETION_INDEX)")
-
-
-def test_jobset_keeps_a_tpu_slice_together_and_leaves_gpus_alone():
-    topology = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-    assert jobset(CONFIG, "/shared/run")["metadata"]["annotations"] == topology
-    assert jobset("--chips", "nvidia.com/gpu=8", CONFIG, "/shared/run")["metadata"]["annotations"] == {}
-
-
-def test_jobset_is_applied_and_its_first_pod_the_one_to_look_at(programs, tmp_path):
-    add_program(programs, "kubectl", f'printf "%s " "$@" > {tmp_path}/arguments; cat > {tmp_path}/jobset.yaml')
-    completed = launch("gke_jobset.sh", *LAUNCHERS["gke_jobset.sh"], CONFIG, "/shared/run", path=programs)
-    assert completed.returncode == 0, completed.stderr
-    assert (tmp_path / "arguments").read_text() == "apply --filename - "
-    assert yaml.safe_load((tmp_path / "jobset.yaml").read_text()) == jobset(CONFIG, "/shared/run")
-    _, look, delete = completed.stdout.splitlines()
-    # The other pods print nothing.
-    first = "--selector=jobset.sigs.k8s.io/jobset-name=run,batch.kubernetes.io/job-completion-index=0"
-    assert look.split() == ["kubectl", "logs", "--follow", "--tail=-1", first]
-    assert delete == "kubectl delete jobset run"
-
-
-def test_claim_may_be_mounted_at_a_folder_with_a_slash_behind():
-    (job,) = jobset("--mount", "/data/", CONFIG, "/data/run")["spec"]["replicatedJobs"]
-    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
-    assert container["volumeMounts"][0]["mountPath"] == "/data"
-
-
-@pytest.mark.parametrize("number", ["0", "7"])
-def test_number_of_restarts_may_be_0(number):
-    assert jobset("--restarts", number, CONFIG, "/shared/run")["spec"]["failurePolicy"] == {"maxRestarts": int(number)}
-    words = shlex.split(dry_run("gke_xpk.sh", *LAUNCHERS["gke_xpk.sh"], "--restarts", number, CONFIG, "/data/run"))
-    assert f"--max-restarts={number}" in words
-
-
-def test_xpk_gets_the_command_as_one_word():
-    *words, command = shlex.split(
-        dry_run("gke_xpk.sh", *LAUNCHERS["gke_xpk.sh"], "--zone", "z", CONFIG, "/data/run", *OVERRIDES)
-    )
-    assert words[:3] == ["xpk", "workload", "create"]
-    assert set(words[3:]) == {
-        *["--zone=z", "--cluster=pods", "--workload=run", "--tpu-type=v5litepod-16", "--num-slices=1"],
-        *["--docker-image=registry/focaljax:1", "--storage=disk", "--max-restarts=50"],
-        # Without them xpk would end a run at any exit code below 127 but 42, and give it 30 seconds to save.
-        *["--restart-on-exit-codes=1,2", "--termination-grace-period-seconds=120"],
-    }
-    pod = ["bash", "experiments/launch/pod.sh", CONFIG, "/data/run", *OVERRIDES]
-    assert shlex.split(command.removeprefix("--command=")) == ["exec", *pod]
-
-
 @pytest.mark.parametrize("script", LAUNCHERS)
 @pytest.mark.parametrize(
     ("arguments", "named"),
@@ -430,27 +302,6 @@ def test_ctrl_c_is_sigterm_for_all_that_local_started(programs):
             assert process.stdout.readline() == "started\n"
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(timeout=30) == 0
-
-
-@pytest.mark.parametrize(("index", "code"), [("0", 1), ("1", 0)])
-def test_only_the_first_pod_looks_for_the_last_checkpoint(index, code, programs, tmp_path):
-    # The others may not see it yet, on a network's file system.
-    add_program(programs, "focaljax", "exit 0")
-    (tmp_path / "config.json").write_text(json.dumps({"optim": {"steps": 6}}))
-    completed = launch("pod.sh", CONFIG, tmp_path, path=programs, JOB_COMPLETION_INDEX=index)
-    assert completed.returncode == code
-    assert ("stopped before step 6" in completed.stderr) == bool(code)
-
-
-def test_pod_passes_on_how_training_failed(programs, tmp_path):
-    add_program(programs, "focaljax", "exit 2")
-    assert launch("pod.sh", CONFIG, tmp_path, path=programs).returncode == 2
-
-
-def test_image_of_the_page_finds_the_driver_that_gke_mounts():
-    (image,) = re.findall(r"```dockerfile\n(.*?)```", (ROOT / "docs" / "pods.md").read_text(), flags=re.DOTALL)
-    # A comment behind ENV would be read as a variable.
-    assert "ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in image.splitlines()
 
 
 def test_scripts_and_settings_of_the_page_exist():

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from focaljax.cli.defaults import default_config
 from focaljax.cli.main import UsageError, nearest
 from focaljax.cli.settings import check_value, nearest_setting
+from focaljax.evaluation.whole_files import write_whole
 
 # What may differ when a run goes on: how it is watched, not what is trained.
 FREE_ON_RESUME = (
@@ -156,9 +157,7 @@ def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> Iterator[t
 
 def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes the resolved config to `WORKDIR/config.json`."""
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    temporary.replace(workdir / "config.json")
+    write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load_saved_config(workdir: pathlib.Path) -> ConfigDict:

@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from focaljax.evaluation.whole_files import write_whole
 from focaljax.sweeps import Row, Sweep
 
 
@@ -69,13 +70,6 @@ def _alone_in(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that nobody, after a kill either, sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def read_results(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from focaljax.data.example import DataError
 from focaljax.data.report import printable
 from focaljax.evaluation.coco_engines import precision_and_recall
 from focaljax.evaluation.coco_tables import detection_table, find_form_fault, numbered, object_table
+from focaljax.evaluation.whole_files import write_whole
 
 # What pycocotools gives for a metric over no ground truth at all.
 UNDEFINED = -1.0
@@ -215,7 +216,7 @@ def write_evaluation(
         if key in values:
             raise ValueError(f"details has the key {key!r}, which the metrics have already: choose another name")
         values[key] = value
-    _write_whole(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def write_coco_results(path: str | os.PathLike[str], detections: Sequence[Mapping[str, Any]]) -> None:
@@ -232,7 +233,7 @@ def write_coco_results(path: str | os.PathLike[str], detections: Sequence[Mappin
         OSError: if the file cannot be written.
     """
     lines = [json.dumps(detection, separators=(",", ":"), allow_nan=False) for detection in detections]
-    _write_whole(path, "[" + ",\n".join(lines) + "]\n")
+    write_whole(path, "[" + ",\n".join(lines) + "]\n")
 
 
 def read_coco_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -292,15 +293,3 @@ def _null_where_undefined(values: Any) -> Any:
     if isinstance(values, dict):
         return {key: _null_where_undefined(value) for key, value in values.items()}
     return None if isinstance(values, float) and values == UNDEFINED else values
-
-
-def _write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file so that a reader, or a run that was killed, never sees half of it."""
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,11 +4,12 @@ import base64
 import html
 import io
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from focaljax.evaluation.whole_files import write_whole
 
 if TYPE_CHECKING:  # which would look for fonts whenever a run begins
     from matplotlib.figure import Figure
@@ -103,14 +104,8 @@ class Page:
         Raises:
             OSError: it cannot be written.
         """
-        target = pathlib.Path(path)
-        temporary = target.with_name(f"{target.name}.tmp")
-        try:
-            # Names from JSON files may have characters that no encoding knows.
-            temporary.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
-            os.replace(temporary, target)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(target)) from None
+        # Names from JSON files may have characters that no encoding knows.
+        write_whole(path, self.html().encode("utf-8", "backslashreplace").decode())
 
     def _figure(self, content: str, caption: str) -> None:
         below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""

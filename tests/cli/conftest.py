@@ -1,6 +1,7 @@
 """One small run, made once, that the tests of the command line look at."""
 
 import contextlib
+import os
 import pathlib
 
 import jax
@@ -66,3 +67,22 @@ def finished_run(tiny, tmp_path_factory):
     with devices_of_runs(1):
         assert main(["train", *tiny, "--workdir", str(workdir)]) == 0
     return workdir
+
+
+SWEEP = """
+from focaljax.sweeps import Row, Sweep
+
+def get_sweep():
+    rows = [
+        Row("gamma 0", {{"loss.gamma": 0.0}}, paper={{"AP": 0.31}}),
+        Row("gamma 2, alpha .5", {{"loss.gamma": 2.0, "loss.alpha": 0.5}}),
+    ]
+    return Sweep("a table", {{"small": "{config}", "other": "{config}"}}, rows, seeds=(0, 7))
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    path = tmp_path / "sweep.py"
+    path.write_text(SWEEP.format(config=os.path.relpath(TINY, tmp_path)))
+    return str(path)

@@ -1,49 +1,24 @@
 """The verb that trains a table: what it runs, what it leaves out, how it goes on, and the table."""
 
-import concurrent.futures
 import csv
 import json
 import os
 import pathlib
-import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import types
 
 import cv2
 import pytest
 
-from focaljax.cli import sweep
+from focaljax.cli import sweep_runs
 from focaljax.cli.config import load_config
 from focaljax.cli.main import main
 from focaljax.cli.sweep import load_sweep
 from focaljax.cli.sweep_report import read_results, table, write_report
 from focaljax.sweeps import Row, Sweep
-from focaljax.training.metrics import read_metrics
-from tests.cli.conftest import TINY
+from tests.cli.conftest import SWEEP, TINY
 from tests.cli.test_usage import fails
-
-SWEEP = """
-from focaljax.sweeps import Row, Sweep
-
-def get_sweep():
-    rows = [
-        Row("gamma 0", {{"loss.gamma": 0.0}}, paper={{"AP": 0.31}}),
-        Row("gamma 2, alpha .5", {{"loss.gamma": 2.0, "loss.alpha": 0.5}}),
-    ]
-    return Sweep("a table", {{"small": "{config}", "other": "{config}"}}, rows, seeds=(0, 7))
-"""
-
-
-@pytest.fixture
-def sweep_file(tmp_path):
-    path = tmp_path / "sweep.py"
-    path.write_text(SWEEP.format(config=os.path.relpath(TINY, tmp_path)))
-    return str(path)
 
 
 @pytest.fixture
@@ -158,32 +133,6 @@ def test_run_that_fails_is_named_with_its_last_line_and_the_others_are_run(sweep
     assert "1 of 4 runs" in said
 
 
-def test_interrupted_sweep_goes_on_where_its_run_stopped(sweep_file, data_root, tmp_path, users_env):
-    long = [f"--config.data.root={data_root}", "--config.optim.steps=80", "--config.checkpoint.every=5"]
-    command = [sys.executable, "-m", "focaljax", "sweep", sweep_file, "--workdir", str(tmp_path / "runs"), *long]
-    sweep = subprocess.Popen([*command, "--seeds=0"], env=users_env, stdout=subprocess.PIPE, text=True)
-    run = tmp_path / "runs" / "small" / "gamma_0" / "seed0"
-    end = time.monotonic() + 120
-    while not read_metrics(run) and time.monotonic() < end:
-        time.sleep(0.1)
-    sweep.send_signal(signal.SIGINT)
-    said, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130
-    assert "stopped by SIGINT; the same command goes on" in said
-    assert "is saved; the same command goes on" in (run / "log.txt").read_text()
-    assert not (run.parent.parent / "gamma_2_alpha_.5").exists()
-    assert not (run / "result.json").exists()
-    first = read_metrics(run)[-1]["step"]
-    assert 0 < first < 80
-    subprocess.run([*command, "--index=0"], env=users_env, check=True)
-    again = int(re.findall(r"done: 80 steps, (\d+) of them now", (run / "log.txt").read_text())[-1])
-    assert 0 < again <= 80 - first
-    # Both of its parts count.
-    parts = [float(line) for line in (run / "seconds.txt").read_text().split()]
-    assert len(parts) == 2
-    assert json.loads((run / "result.json").read_text())["seconds"] == pytest.approx(sum(parts), abs=0.2)
-
-
 @pytest.fixture
 def fake_runs(monkeypatch):
     """Runs take no time: each gives its seed as AP, or what is said for its seed, after what is to happen meanwhile."""
@@ -198,7 +147,7 @@ def fake_runs(monkeypatch):
         (workdir / "evaluation_val.json").write_text(json.dumps({"AP": AP, "AP50": AP, "AP75": AP, "step": 3}))
         return 0
 
-    monkeypatch.setattr(sweep._Children, "run", run)
+    monkeypatch.setattr(sweep_runs.Children, "run", run)
     return fake
 
 
@@ -272,7 +221,7 @@ def test_undefined_AP_is_no_crash(sweep_file, tmp_path, fake_runs, capsys):  # n
 
 
 def test_run_without_an_evaluation_fails_alone(sweep_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep._Children, "run", lambda *_: 0)
+    monkeypatch.setattr(sweep_runs.Children, "run", lambda *_: 0)
     assert main(["sweep", sweep_file, "--workdir", str(tmp_path / "runs"), "--seeds=0"]) == 1
     said = capsys.readouterr().out
     assert said.count("FAILED: FileNotFoundError") == 2
@@ -290,63 +239,6 @@ def test_table_of_what_is_finished_runs_nothing(sweep_file, tmp_path, fake_runs,
     finished = [line.endswith("  (finished)") for line in capsys.readouterr().out.splitlines()]
     assert finished == [False, False, False, True]
     assert len(fake_runs.commands) == 1
-
-
-def test_run_that_begins_while_a_signal_arrives_is_stopped(monkeypatch):
-    begin = subprocess.Popen
-    with sweep._Children() as children:
-
-        def begin_and_stop(*arguments, **options):
-            child = begin(*arguments, **options)
-            children._stop(signal.SIGTERM, None)
-            return child
-
-        monkeypatch.setattr(subprocess, "Popen", begin_and_stop)
-        assert children.run(["sleep", "60"], subprocess.DEVNULL) == -signal.SIGTERM
-        assert children.run(["sleep", "60"], subprocess.DEVNULL) == 0
-
-
-@pytest.fixture
-def hangup():
-    """SIGHUP ends a process, also where nohup began the tests."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("hangup")
-def test_second_signal_ends_a_run_that_saves_for_long(tmp_path):
-    code = "import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    code += f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)"
-    with sweep._Children() as children, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(children.run, [sys.executable, "-c", code], subprocess.DEVNULL)
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGHUP)  # of a terminal that is gone
-        assert children.stopped_by is signal.SIGHUP
-        time.sleep(0.2)
-        assert not ended.done()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert ended.result(timeout=20) != 0
-
-
-def test_commit_is_that_of_the_packages_own_repository(tmp_path, monkeypatch):
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run([*git, *command], check=True)
-    for folder, is_own in ((tmp_path, True), (tmp_path / "vendored", False)):
-        file = folder / "focaljax" / "cli" / "sweep.py"
-        file.parent.mkdir(parents=True)
-        monkeypatch.setattr(sweep, "__file__", str(file))
-        assert bool(re.fullmatch("[0-9a-f]{7,}", sweep._commit())) == is_own
-    # Results that were written are no change of what is run; code is.
-    monkeypatch.setattr(sweep, "__file__", str(tmp_path / "focaljax" / "cli" / "sweep.py"))
-    for name, is_changed in (("experiments.csv", False), ("focaljax/code.py", True)):
-        (tmp_path / name).write_text("first\n")
-        for command in (["add", name], ["commit", "-q", "-m", "second"]):
-            subprocess.run([*git, *command], check=True)
-        (tmp_path / name).write_text("second\n")
-        assert sweep._commit().endswith("+") == is_changed
 
 
 @pytest.mark.parametrize(
@@ -382,41 +274,6 @@ def test_setting_of_a_row_that_does_not_exist_is_said_before_anything_runs(tmp_p
     fails(capsys, ["sweep", str(path), "--workdir", str(tmp_path / "runs")], "no metric 'AP57'", "did you mean 'AP75'")
     path.write_text(text.replace("rows = [", "rows = 1 / 0, ["))
     fails(capsys, ["sweep", str(path), "--workdir", str(tmp_path / "runs")], "ZeroDivisionError")
-
-
-def test_table_has_mean_spread_and_the_papers_column():
-    rows = [Row("a", {}, paper={"AP": 0.3}), Row("b", {}), Row("c | d", {})]
-    of_losses = Sweep("losses", {"small": "c.py"}, rows, seeds=(0, 1), metrics=("AP", "APs"))
-    results = [
-        {"row": "a", "seed": 0, "AP": 0.2, "APs": None},
-        {"row": "a", "seed": 1, "AP": 0.4, "APs": 0.1},
-        {"row": "b", "seed": 0, "AP": 0.5, "APs": None},
-    ]
-    assert table(of_losses, "small", results).splitlines() == [
-        "| losses, small | AP | APs | seeds | paper's AP |",
-        "|---|---:|---:|---:|---:|",
-        "| a | 0.300 ± 0.141 | 0.100 | 2 of 2 | 0.300 |",
-        "| b | 0.500 |  | 1 of 2 |  |",
-        r"| c \| d |  |  | 0 of 2 |  |",
-    ]
-
-
-def test_results_of_two_data_sets_stand_in_one_file(tmp_path):
-    sweep = Sweep("losses", {"small": "c.py", "large": "c.py"}, [Row("a", {})], seeds=(0, 1), metrics=("AP",))
-    small, large, again = (
-        [{"data": data, "row": "a", "seed": "0", "AP": AP, "APs": None, "flags": "x"}]
-        for data, AP in (("small", 0.25), ("large", 0.5), ("small", 0.75))
-    )
-    for data, results in (("small", small), ("large", large), ("small", again)):
-        write_report(tmp_path, sweep, data, results)
-    read = read_results(tmp_path / "results.csv")
-    assert [(result["data"], result["AP"], result["APs"]) for result in read] == [
-        ("small", 0.75, None),
-        ("large", 0.5, None),
-    ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "large.md", "large.png", "results.csv", "small.md", "small.png",
-    ]  # fmt: skip
 
 
 def test_rows_of_the_same_name_are_refused():

@@ -1,9 +1,13 @@
-"""A small prepared data set in the layout of TFDS's `coco`."""
+"""A small prepared data set in the layout of TFDS's `coco`, and a small one of COCO's files."""
 
+import json
 import pathlib
 
+import cv2
+import numpy as np
 import pytest
 
+from focaljax.data.coco import CocoSource
 from tests.data.tfds_layouts import coco_features, coco_image, coco_object, prepare
 
 
@@ -25,3 +29,53 @@ def coco_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     validation = [coco_image(9, (20, 30), [coco_object((2, 3, 9, 8), (20, 30), id=1)])]
     prepare(data_dir, {"train": train, "validation": validation}, coco_features())
     return data_dir
+
+
+def annotation(annotation_id, image_id, category_id, bbox, **members):
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": bbox,
+        "iscrowd": 0,
+        **members,
+    }
+
+
+@pytest.fixture
+def document():
+    """Three 40 x 30 images (width x height), the second empty, and three classes, one of which never occurs."""
+    return {
+        "images": [
+            {"id": image_id, "file_name": f"{name}.png", "width": 40, "height": 30}
+            for image_id, name in ((50, "c"), (9, "a"), (700, "b"))
+        ],
+        "annotations": [
+            annotation(11, 50, 90, [1.5, 2, 10, 20.25], area=123.5),
+            annotation(13, 700, 4, [0, 0, 40, 30], area=1200, iscrowd=1),
+            annotation(12, 50, 4, [5, 5, 1, 1], area=1),
+        ],
+        "categories": [{"id": 90, "name": "zebra"}, {"id": 4, "name": "ant"}, {"id": 17, "name": "cat"}],
+    }
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Writes images and annotations, and returns the source that reads them."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for shade, name in enumerate("abc"):
+        cv2.imwrite(str(folder / f"{name}.png"), np.full((30, 40, 3), 50 * shade, np.uint8))
+
+    def load(document, **options):
+        text = document if isinstance(document, str) else json.dumps(document)
+        (tmp_path / "annotations.json").write_text(text)
+        return CocoSource(folder, tmp_path / "annotations.json", **options)
+
+    load.folder = folder
+    load.annotations = tmp_path / "annotations.json"
+    return load
+
+
+def kinds(source):
+    return [finding.kind for finding in source.report.findings]
