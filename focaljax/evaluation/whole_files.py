@@ -24,4 +24,6 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno is None:
+            raise
         raise OSError(error.errno, error.strerror, str(target)) from None
