@@ -149,10 +149,12 @@ def random_scale_and_crop(
     y = int(draw_y * (old_height - crop_height + 1))
     x = int(draw_x * (old_width - crop_width + 1))
     size = _resized_size(old_size, (crop_height, crop_width), factor, height, width)
+    # Of the crop's pixels to those of the result, along x and y.
+    scales, shifts = (size[1] / crop_width, size[0] / crop_height), (0.0, 0.0)
     if fitted_from is None:
         top = (old_height - crop_height - y if flips[1] else y) + (window[1] if window else 0)
         left = (old_width - crop_width - x if flips[0] else x) + (window[0] if window else 0)
-        image = _part(image, (left, top, left + crop_width, top + crop_height), size, factor)
+        image, scales, shifts = _part(image, (left, top, left + crop_width, top + crop_height), size, factor, flips)
     elif image.shape[:2] != size or (smallest, largest) != (1, 1) or window:
         raise ValueError(f"fitted_from {fitted_from} needs an image of {size} and scale (1, 1), got {image.shape[:2]}.")
     padded = _write_resized(image, size, factor, height, width, out, flips)
@@ -162,8 +164,7 @@ def random_scale_and_crop(
     is_visible = _areas(np.minimum(np.maximum(old_boxes, low), high)) >= min_visible * _areas(old_boxes)
     if is_crowd is not None:
         is_visible |= np.asarray(is_crowd, bool)
-    scale_y, scale_x = size[0] / crop_height, size[1] / crop_width
-    boxes = (old_boxes - low) * np.array([scale_x, scale_y, scale_x, scale_y])
+    boxes = (old_boxes - low) * np.array(scales * 2) + np.array(shifts * 2)
     boxes = np.minimum(np.maximum(boxes, 0), np.array([size[1], size[0]] * 2)).astype(np.float32)
     sides = boxes[:, 2:] - boxes[:, :2]
     is_kept = is_visible & (np.minimum(sides[:, 0], sides[:, 1]) >= SHORTEST_SIDE)
@@ -288,21 +289,40 @@ def _resized_size(
     )
 
 
-def _part(image: np.ndarray, part: Window, size: tuple[int, int], factor: float) -> np.ndarray:
-    """Returns a part of the image; where it reaches beyond the image, resized to `size` and filled up with `FILL`."""
-    x1, y1, x2, y2 = part
-    rows, columns = np.clip((y1, y2), 0, image.shape[0]), np.clip((x1, x2), 0, image.shape[1])
-    inside = image[rows[0] : rows[1], columns[0] : columns[1]]
-    if inside.shape[:2] == (y2 - y1, x2 - x1):
-        return inside
-    filled = np.empty((*size, 3), np.uint8)
-    fill_with_mean(filled)
-    top, bottom = np.rint((rows - y1) * (size[0] / (y2 - y1))).astype(int).tolist()
-    left, right = np.rint((columns - x1) * (size[1] / (x2 - x1))).astype(int).tolist()
-    if top < bottom and left < right:
-        new_size = right - left, bottom - top
-        filled[top:bottom, left:right] = cv2.resize(inside, new_size, interpolation=_interpolation(factor))
-    return filled
+def _part(
+    image: np.ndarray, part: Window, size: tuple[int, int], factor: float, flips: tuple[bool, bool]
+) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
+    """Returns a part of an image, and the scales and shifts along x and y that take its pixels to the result's.
+
+    Where the part reaches beyond the image it is resized to `size` and filled up with `FILL`. What of it is image then
+    begins and ends at whole pixels of the result, and scales and shifts are those of that, after the flips.
+    """
+    (left, right), (to_left, to_right), scale_x, shift_x = _along(part[::2], image.shape[1], size[1], flips[0])
+    (top, bottom), (to_top, to_bottom), scale_y, shift_y = _along(part[1::2], image.shape[0], size[0], flips[1])
+    inside = image[top:bottom, left:right]
+    filled = inside
+    if inside.shape[:2] != (part[3] - part[1], part[2] - part[0]):
+        filled = np.empty((*size, 3), np.uint8)
+        fill_with_mean(filled)
+        new_size = to_right - to_left, to_bottom - to_top
+        if min(new_size) > 0:
+            target = filled[to_top:to_bottom, to_left:to_right]
+            target[...] = cv2.resize(inside, new_size, interpolation=_interpolation(factor))
+    return filled, (scale_x, scale_y), (shift_x, shift_y)
+
+
+def _along(
+    part: tuple[int, int], side: int, size: int, is_flipped: bool
+) -> tuple[tuple[int, int], tuple[int, int], float, float]:
+    """Returns one axis of a part: what of it is image, where in the result that is, and the scale and shift of that."""
+    low, high = part
+    begin, end = min(max(low, 0), side), min(max(high, 0), side)
+    scale = size / (high - low)
+    to_begin, to_end = round((begin - low) * scale), round((end - low) * scale)
+    if to_begin < to_end:
+        scale = (to_end - to_begin) / (end - begin)
+    shift = size - to_end - (high - end) * scale if is_flipped else to_begin - (begin - low) * scale
+    return (begin, end), (to_begin, to_end), scale, shift
 
 
 def _interpolation(factor: float) -> int:

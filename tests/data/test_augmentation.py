@@ -82,6 +82,15 @@ def test_zoomed_out_image_is_smaller_and_surrounded_by_the_mean_colour():
     assert min(shares) >= 1 / 9 - 0.01
 
 
+@given(st.integers(20, 160), st.integers(20, 160), st.integers(0, 2**32))
+@settings(max_examples=100)
+def test_a_box_around_a_zoomed_out_image_ends_where_its_pixels_end(height, width, seed):
+    example = painted((height, width), [[0, 0, width, height]])
+    view = view_of(example, seed, ssd_expand=1.0, horizontal_flip=0.5, vertical_flip=0.5, min_visible=0.0)
+    if len(view.boxes_xyxy):
+        np.testing.assert_allclose(view.boxes_xyxy[0], find(view.image, 0), atol=1e-4)
+
+
 def test_objects_with_their_centre_outside_an_ssd_crop_are_dropped_and_crowds_stay():
     # Four boxes and four crowds in the same places.
     corners = [[0, 0, 40, 40], [60, 0, 100, 40], [0, 60, 40, 100], [60, 60, 100, 100]]
