@@ -4,10 +4,11 @@ import pathlib
 import runpy
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from focaljax.cli.sweep import load_sweep
-from focaljax.cli.sweep_report import write_report
+from focaljax.cli.sweep_report import digest_of_drawn, read_results, write_report
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 results = runpy.run_path(str(EXPERIMENTS / "results.py"))
@@ -25,6 +26,17 @@ def test_readme_has_the_figures_of_its_results(name):
     _, mark, made = (EXPERIMENTS / name / "README.md").read_text().partition(results["MARK"])
     assert mark
     assert made == results["results_of"](EXPERIMENTS / name), "run `python experiments/results.py`"
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in EXPERIMENTS.glob("*/sweep.py")), ids=lambda path: path.name
+)
+def test_plots_are_of_the_figures_of_results(folder):
+    sweep, results = load_sweep(folder / "sweep.py"), read_results(folder / "results.csv")
+    for data in {result["data"] for result in results}:
+        with PIL.Image.open(folder / f"{data}.png") as plot:
+            of_data = [result for result in results if result["data"] == data]
+            assert plot.info["Comment"] == digest_of_drawn(sweep, data, of_data), "run `python experiments/results.py`"
 
 
 def test_what_was_run_and_what_is_planned_are_told_apart(tmp_path):

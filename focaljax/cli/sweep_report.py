@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import os
 import pathlib
@@ -125,7 +126,10 @@ def _as_csv(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Draws AP row by row: each seed and their mean; what the paper has, on other data, in a panel of its own."""
+    """Draws AP row by row: each seed and their mean; what the paper has, on other data, in a panel of its own.
+
+    The file has `digest_of_drawn` as its comment.
+    """
     name, rows = sweep.metrics[0], sweep.rows_of(data)
     published = [(row.paper[name], place) for place, row in enumerate(rows) if name in row.paper]
     figure = Figure(figsize=(9.0, 1.2 + 0.35 * len(rows)), layout="constrained")
@@ -145,4 +149,14 @@ def draw(path: pathlib.Path, sweep: Sweep, data: str, results: Sequence[Mapping[
     for axes in (ours, *of_paper):
         axes.margins(x=0.1)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Comment": digest_of_drawn(sweep, data, results)})
+
+
+def digest_of_drawn(sweep: Sweep, data: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a digest of what `draw` makes visible: with other rows or figures it is another."""
+    name = sweep.metrics[0]
+    rows = [
+        (row.name, row.paper.get(name), [result[name] for result in _of_row(row, results)])
+        for row in sweep.rows_of(data)
+    ]
+    return hashlib.sha256(repr((name, sweep.split, data, rows)).encode()).hexdigest()[:16]
