@@ -109,7 +109,9 @@ def new_state(config: ConfigDict, variables: Any, optimizer: optax.GradientTrans
     """Returns the state before the first step, of these variables."""
     # detectron2's 100 is for two images.
     normalizer = INITIAL_EMA_NORMALIZER * config.optim.batch_size / 2 if config.loss.normalizer == "ema" else None
-    return create_state(variables, optimizer, has_ema=config.optim.ema_decay > 0, normalizer=normalizer)
+    ghm_bins = config.loss.ghm_bins if config.loss.classification == "ghm" else 0
+    has_ema = config.optim.ema_decay > 0
+    return create_state(variables, optimizer, has_ema=has_ema, normalizer=normalizer, ghm_bins=ghm_bins)
 
 
 def initial_state(
@@ -164,6 +166,7 @@ def compiled_train_step(
             iou_threshold=config.loss.mining_iou,
         ),
         divisor=_divisor(config),
+        ghm_momentum=config.loss.ghm_momentum,
     )
     step = make_train_step(
         model,

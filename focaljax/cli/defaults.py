@@ -117,7 +117,8 @@ def default_config() -> ConfigDict:
     loss.gamma = 2.0  # of 'quality_focal', its beta
     loss.star_beta = 1.0  # of 'focal_star'
     loss.poly_epsilon = 1.0  # of 'poly1_focal'
-    loss.ghm_bins = 10  # of 'ghm', which is divided by the number of outputs whatever the normalizer
+    loss.ghm_bins = 30  # of 'ghm', which is divided by the number of outputs whatever the normalizer
+    loss.ghm_momentum = 0.75  # weight of the past in its counts; 0: those of the batch alone
     # Which anchors count for the classification: '': all. 'hard_negatives': `mining_ratio` for each assigned anchor, of
     # the highest loss (SSD). 'ohem': the `mining_size` of an image with the highest loss after non-maximum suppression,
     # divided by how many they are; with a `mining_ratio` above 0 so many negatives to a positive.

@@ -5,6 +5,7 @@ without focaljax, see docs/checkpoints.md.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -169,8 +170,7 @@ class Checkpoints:
                 if damage:
                     raise OSError(damage)
                 self._check_fits(step, abstract)
-                parts = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                restored = self._manager.restore(step, args=parts)
+                restored = self._restore(step, abstract)
             except MismatchError:
                 raise
             except Exception as error:  # Orbax raises whatever its storage layers raise.
@@ -186,11 +186,20 @@ class Checkpoints:
                 self._set_aside(failures)
                 if is_primary() and not (self.folder / str(step) / _DIGESTS).exists():
                     self._write_digests(step)  # it was saved by a process that was killed before it wrote them
-            return step, restored["state"]
+            return step, restored
         if failures:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in failures.items())
             raise CheckpointError(f"no checkpoint in {self.folder} can be read; {reasons}")
         raise CheckpointError(f"no checkpoint in {self.folder}: has the run saved one yet?")
+
+    def _restore(self, step: int, abstract: Any) -> Any:
+        if not dataclasses.is_dataclass(abstract) or isinstance(abstract, type):
+            return self._manager.restore(step, args=_state(abstract))["state"]
+        parts = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
+        # Older versions saved nothing, not even None, for the parts that came later.
+        saved = self._manager.item_metadata(step)["state"].tree
+        parts = {name: part for name, part in parts.items() if part is not None or name in saved}
+        return dataclasses.replace(abstract, **self._manager.restore(step, args=_state(parts))["state"])
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
@@ -274,6 +283,10 @@ def _damage(folder: pathlib.Path) -> str:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{_DIGESTS} cannot be read ({_reason(error)})"
     return ""
+
+
+def _state(tree: Any) -> ocp.args.Composite:
+    return ocp.args.Composite(state=ocp.args.StandardRestore(tree))
 
 
 def _digest(path: pathlib.Path) -> dict[str, Any]:

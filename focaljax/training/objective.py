@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from focaljax import losses
 from focaljax.detection import AnchorTargets, decode_boxes, encode_boxes
-from focaljax.training.classification import ClassificationLoss, Mining
+from focaljax.training.classification import ClassificationLoss, Mining, ghm_counts_after
 
 Array = jax.Array
 
@@ -26,7 +26,7 @@ DIVISORS = ("positives", "kept", "outputs")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DetectionLoss:
-    """A batch's loss and its parts; every field is a scalar.
+    """A batch's loss and its parts; scalars but for the counts.
 
     Attributes:
         total: what is minimised, `classification + box_weight * box`.
@@ -34,6 +34,7 @@ class DetectionLoss:
         classification_of_positives: the part of it that assigned anchors have.
         box: the normalised box loss, without its weight.
         positives: mean number of assigned anchors per image.
+        ghm_counts: the moving average with this batch; None without one.
     """
 
     total: Array
@@ -41,6 +42,7 @@ class DetectionLoss:
     classification_of_positives: Array
     box: Array
     positives: Array
+    ghm_counts: Array | None = None
 
 
 def make_box_loss(name: str, *, beta: float = 0.1) -> BoxLoss:
@@ -88,6 +90,8 @@ def detection_loss(
     num_positives: Array | None = None,
     mining: Mining | None = None,
     divisor: str = "positives",
+    ghm_counts: Array | None = None,
+    ghm_momentum: float = 0.75,
 ) -> DetectionLoss:
     """Returns the loss of a batch: classification of all anchors plus boxes of the assigned ones.
 
@@ -113,12 +117,15 @@ def detection_loss(
         divisor: of the classification loss. 'positives': as `normalizer` says (SSD too). 'kept': each image's sum is
             divided by the anchors that mining has kept (OHEM). 'outputs': by the anchors that count times the
             classes, over the images given (GHM).
+        ghm_counts: `[bins]`, for GHM alone: the moving average of its counts before this batch. None: its weights are
+            those of this batch.
+        ghm_momentum: weight of the past in that average, in [0, 1).
 
     Returns:
         `DetectionLoss`.
 
     Raises:
-        ValueError: `normalizer` or `divisor` is unknown, or 'ema' without `num_positives`.
+        ValueError: `normalizer` or `divisor` is unknown, 'ema' without `num_positives`, or a momentum out of range.
 
     Source: Lin et al. 2017 (arXiv 1708.02002), section 4.1, 'Focal Loss'.
     """
@@ -127,6 +134,9 @@ def detection_loss(
     box_deltas = jnp.where(is_positive[..., None], box_deltas, 0.0)
     boxes_xyxy = jnp.where(is_positive[..., None], targets.boxes_xyxy, anchors_xyxy)
     per_box = jax.vmap(jax.vmap(box_loss), in_axes=(0, 0, None))(box_deltas, boxes_xyxy, anchors_xyxy)
+    if ghm_counts is not None:
+        ghm_counts = ghm_counts_after(ghm_counts, class_logits, targets.labels, momentum=ghm_momentum)
+        classification_loss = functools.partial(classification_loss, counts=ghm_counts)
     per_anchor = classification_loss(class_logits, targets.labels, _qualities(box_deltas, boxes_xyxy, anchors_xyxy))
     is_kept = ~is_ignored
     if mining is not None:
@@ -161,6 +171,7 @@ def detection_loss(
         classification_of_positives=of_anchors(jnp.where(is_positive, jax.lax.stop_gradient(per_anchor), 0.0)),
         box=box,
         positives=is_positive.sum(axis=-1).astype(jnp.float32).mean(),
+        ghm_counts=ghm_counts,
     )
 
 

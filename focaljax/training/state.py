@@ -27,6 +27,7 @@ class TrainState:
         opt_state: optax's.
         ema_params: exponential moving average of `params`, for evaluation; None without one.
         normalizer: float32 scalar, moving average of the number of assigned anchors in a batch; None without one.
+        ghm_counts: float32 `[bins]`, moving average of GHM's counts; None without one.
         skipped: int32 scalar, how many steps changed nothing because their loss or gradient was not finite.
     """
 
@@ -36,6 +37,7 @@ class TrainState:
     opt_state: Any
     ema_params: chex.ArrayTree | None
     normalizer: jax.Array | None
+    ghm_counts: jax.Array | None
     skipped: jax.Array
 
     def variables(self) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def create_state(
     *,
     has_ema: bool = False,
     normalizer: float | None = None,
+    ghm_bins: int = 0,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -62,6 +65,7 @@ def create_state(
         optimizer: its state is initialised for the parameters.
         has_ema: keep a moving average of the parameters.
         normalizer: start of the moving average of the number of assigned anchors in a batch; None: there is none.
+        ghm_bins: length of the moving average of GHM's counts, which starts with zeros; 0: there is none.
     """
     params = variables["params"]
     return TrainState(
@@ -71,6 +75,7 @@ def create_state(
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if has_ema else None,
         normalizer=None if normalizer is None else jnp.asarray(normalizer, jnp.float32),
+        ghm_counts=jnp.zeros(ghm_bins, jnp.float32) if ghm_bins else None,
         skipped=jnp.zeros((), jnp.int32),
     )
 

@@ -93,6 +93,8 @@ def make_train_step(
             of_part = {"num_positives": normalizer / accumulate}
         else:
             of_part = {"num_positives": jnp.maximum(num_positives, 1) / accumulate} if accumulate > 1 else {}
+        if state.ghm_counts is not None:
+            of_part["ghm_counts"] = state.ghm_counts
 
         def loss_of_params(params: Any, batch_stats: Any, part: Any) -> tuple[Array, tuple[DetectionLoss, Any]]:
             images, sizes, targets = part
@@ -129,6 +131,7 @@ def make_train_step(
             opt_state=opt_state,
             ema_params=ema_params,
             normalizer=normalizer,
+            ghm_counts=value.ghm_counts,
             skipped=state.skipped,
         )
         new_state = _guarded(new_state, state, is_finite, on_nonfinite)

@@ -24,7 +24,14 @@ class SmallDetector:
     """A model with its optimiser, initial state and steps."""
 
     def __init__(
-        self, norm="group_norm", ema_decay=0.9, normalizer="image", optimizer="adamw", learning_rate=3e-3, **step
+        self,
+        norm="group_norm",
+        ema_decay=0.9,
+        normalizer="image",
+        optimizer="adamw",
+        learning_rate=3e-3,
+        ghm_bins=0,
+        **step,
     ):
         self.model = RetinaNet(
             num_classes=K,
@@ -39,9 +46,14 @@ class SmallDetector:
         schedule = make_schedule("cosine", learning_rate=learning_rate, steps=100, warmup_steps=5)
         self.optimizer = make_optimizer(optimizer, schedule)
         self.normalizer = 40.0 if normalizer == "ema" else None
+        self.ghm_bins = ghm_bins
+        classification_loss = (
+            make_classification_loss("ghm", ghm_bins=ghm_bins) if ghm_bins else make_classification_loss("focal")
+        )
         loss = functools.partial(
             detection_loss,
-            classification_loss=make_classification_loss("focal"),
+            classification_loss=classification_loss,
+            divisor="outputs" if ghm_bins else "positives",
             box_loss=make_box_loss("smooth_l1"),
             normalizer=normalizer,
         )
@@ -61,7 +73,8 @@ class SmallDetector:
         self.predict_step = make_predict_step(self.model, anchors=ANCHORS, thresholds=thresholds)
 
     def initial_state(self):
-        return create_state(initial_variables(self.model), self.optimizer, has_ema=True, normalizer=self.normalizer)
+        kept = {"normalizer": self.normalizer, "ghm_bins": self.ghm_bins}
+        return create_state(initial_variables(self.model), self.optimizer, has_ema=True, **kept)
 
 
 @functools.cache

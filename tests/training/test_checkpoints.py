@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back bit for bit, and damage is passed over and named."""
 
 import contextlib
+import dataclasses
 import resource
 
 import jax
@@ -166,6 +167,28 @@ def test_state_of_another_model_is_an_error_that_names_the_arrays(tmp_path, stat
     save(tmp_path, (1, state), (2, state))
     with pytest.raises(MismatchError, match=f"checkpoint of step 2 .* is of another model: .*{message}"):
         restore(tmp_path, other)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Before:
+    weights: jax.Array
+    average: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Now(Before):
+    later: jax.Array | None
+
+
+def test_state_of_a_version_before_a_part_of_it_was_there_is_restored_if_the_part_is_not_in_use(tmp_path, state):
+    save(tmp_path, (1, Before(state["weights"], None)))
+    _, restored = restore(tmp_path, Now(state["weights"], None, None))
+    np.testing.assert_array_equal(restored.weights, state["weights"])
+    assert (restored.average, restored.later) == (None, None)
+    with pytest.raises(MismatchError, match="later is missing, expected float32"):
+        restore(tmp_path, Now(state["weights"], None, jnp.zeros(2)))
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (8, 2)])

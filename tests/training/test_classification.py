@@ -10,6 +10,7 @@ from focaljax.detection import softmax_log_odds
 from focaljax.losses import BACKGROUND, IGNORED
 from focaljax.training.classification import (
     CLASSIFICATION_LOSSES,
+    ghm_counts_after,
     is_softmax,
     make_classification_loss,
     make_mining,
@@ -60,6 +61,22 @@ def test_loss_by_name_is_the_librarys(name, expected):
         found = function(LOGITS, LABELS, QUALITY)
         np.testing.assert_allclose(found[0, :3], expected, rtol=1e-5)
         assert found[0, 3] == 0.0
+
+
+def test_ghm_weighs_by_the_moving_average_of_its_counts():
+    loss = make_classification_loss("ghm", ghm_bins=4)
+    of_batch = losses.ghm_counts(LOGITS[0, :3], HARD, bins=4)
+    before = jnp.array([8.0, 0.0, 4.0, 0.0])
+    after = jax.jit(ghm_counts_after, static_argnames="momentum")(before, LOGITS, LABELS, momentum=0.75)
+    np.testing.assert_allclose(after, 0.75 * before + 0.25 * of_batch, rtol=1e-6)
+    expected = losses.ghm_classification_loss(LOGITS[0, :3], HARD, bins=4, counts=after).sum(-1)
+    np.testing.assert_allclose(loss(LOGITS, LABELS, QUALITY, counts=after)[0, :3], expected, rtol=1e-6)
+    # Without a past the average is the batch, and the weights do not care for its size.
+    alone = ghm_counts_after(jnp.zeros(4), LOGITS, LABELS, momentum=0.75)
+    np.testing.assert_allclose(alone, 0.25 * of_batch, rtol=1e-6)
+    np.testing.assert_array_equal(ghm_counts_after(before, LOGITS, LABELS, momentum=0.0), of_batch)
+    with pytest.raises(ValueError, match=r"ghm_momentum must be in \[0, 1\), got 1.0"):
+        ghm_counts_after(before, LOGITS, LABELS, momentum=1.0)
 
 
 def test_no_loss_rewards_what_is_wrong():

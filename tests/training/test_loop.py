@@ -32,6 +32,7 @@ def new_state(step, w, skipped):
         opt_state=(),
         ema_params=None,
         normalizer=None,
+        ghm_counts=None,
         skipped=jnp.int32(skipped),
     )
 

@@ -99,10 +99,10 @@ def test_mined_anchors_are_divided_by_the_assigned_or_by_themselves():
 def test_ghm_is_divided_by_all_outputs_that_count():
     batch = jnp.zeros((2, 4, 2)), jnp.zeros((2, 4, 4)), batch_targets(*ONE_AND_TWO_OBJECTS)
     loss = loss_of(*batch, classification="ghm", divisor="outputs")
-    # All gradients are 1/2: of ten parts one has all, so that each weighs a tenth.
-    assert float(loss.classification) == pytest.approx(LN2 / 10, rel=1e-6)
+    # All gradients are 1/2: of thirty parts one has all, so that each weighs a thirtieth.
+    assert float(loss.classification) == pytest.approx(LN2 / 30, rel=1e-6)
     # Three of the seven anchors that count have an object.
-    assert float(loss.classification_of_positives) == pytest.approx(3 / 7 * LN2 / 10, rel=1e-6)
+    assert float(loss.classification_of_positives) == pytest.approx(3 / 7 * LN2 / 30, rel=1e-6)
 
 
 @pytest.mark.parametrize(("classification", "expected"), [("quality_focal", LN2 / 36), ("varifocal", LN2 / 3)])

@@ -161,6 +161,19 @@ def test_moving_average_normalizer_divides_the_sum_of_the_whole_batch(batch):
         jax.eval_shape(by_average.train_step, dataclasses.replace(state, normalizer=None), batch)
 
 
+def test_ghm_keeps_the_moving_average_of_its_counts(batch):
+    detector = SmallDetector(ghm_bins=5)
+    step = jit_for_one_run(detector.train_step)
+    once, of_once = step(detector.initial_state(), batch)
+    twice, of_twice = step(once, batch)
+    for metrics in (of_once, of_twice):
+        assert 0.0 < float(metrics["classification_loss"]) < np.inf
+    outputs = float(once.ghm_counts.sum()) / 0.25  # all that are not ignored, alike in both steps
+    assert outputs == round(outputs)
+    np.testing.assert_allclose(twice.ghm_counts.sum(), (0.75 * 0.25 + 0.25) * outputs, rtol=1e-6)
+    assert (np.asarray(once.ghm_counts) != np.asarray(twice.ghm_counts)).any()
+
+
 @pytest.fixture(scope="module")
 def broken(small_detector):
     """A state whose loss is not finite."""
