@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     for caption, settings in {"config": dict(config.augment), **ROWS}.items():
         if "short_sides" in settings:
             sides = [round(side * min(height, width)) if side < 1 else side for side in settings["short_sides"]]
-            settings = {**settings, "short_sides": tuple(sides)}
+            settings = {**settings, "short_sides": tuple(sides), "longest_side": 2 * max(height, width)}
         pictures += training_pictures(source, Augmentation(**settings), options.images, height, width, config.seed)
         captions += [caption] + [""] * (options.images - 1)
     write_image(options.out, contact_sheet(pictures, options.images, captions=captions, max_side=options.side, gap=6))

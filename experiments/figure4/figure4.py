@@ -67,11 +67,14 @@ def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np
     mesh = meshes.make_mesh(jax.devices()[:1])
     _, variables, _ = load_detector(config, folder, classes, mesh)
     height, width = config.data.image_size
+    view = functools.partial(
+        resize_and_pad, height=height, width=width, largest_sides=prediction.largest_sides_of(config)
+    )
     of_image = _losses_of_image(config, build.make_model(config, classes), (height, width))
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     count = min(images, len(source))
     max_boxes = config.data.max_boxes or max(1, source.max_boxes)
-    for image in track(_padded(source, count, height, width, max_boxes), "losses of anchors", count):
+    for image in track(_padded(source, count, view, max_boxes), "losses of anchors", count):
         loss, labels = jax.device_get(of_image(variables, *image))
         found[0].append(loss[:, labels >= 0])
         found[1].append(loss[:, labels == losses.BACKGROUND])
@@ -148,10 +151,10 @@ def _losses_of_image(config: Any, model: Any, shape: tuple[int, int]) -> Callabl
     return of_image
 
 
-def _padded(source: Any, count: int, height: int, width: int, max_boxes: int) -> Iterator[tuple[Any, ...]]:
+def _padded(source: Any, count: int, view: Callable[..., Any], max_boxes: int) -> Iterator[tuple[Any, ...]]:
     for index in range(count):
         example: Example = source[index]
-        image, size = resize_and_pad(example.image, height=height, width=width)
+        image, size = view(example.image)
         scale_y, scale_x = size[0] / example.image.shape[0], size[1] / example.image.shape[1]
         N = min(max_boxes, len(example.labels))
         boxes = np.zeros((max_boxes, 4), np.float32)

@@ -247,7 +247,12 @@ def check_numbers(config: ConfigDict) -> None:
         raise ValueError(f"data.timeout must be seconds above 0, got {config.data.timeout}")
     if config.optim.learning_rate_batch < 0:
         raise ValueError(f"optim.learning_rate_batch must be at least 0, got {config.optim.learning_rate_batch}")
-    Augmentation(**config.augment)
+    short_sides = Augmentation(**config.augment).short_sides
+    if short_sides and short_sides[-1] > min(size):
+        raise ValueError(
+            f"augment.short_sides {short_sides}: no image with a shorter side of {short_sides[-1]} pixels fits into "
+            f"data.image_size {tuple(size)}; make both sides at least that, and 4/3 of it for photos of 640 x 480"
+        )
 
 
 def example_batch(config: ConfigDict, keys: tuple[str, ...] = ()) -> dict[str, jax.ShapeDtypeStruct]:

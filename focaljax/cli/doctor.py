@@ -38,7 +38,7 @@ from focaljax.cli.doctor_findings import ExaminedSplit, all_findings
 from focaljax.cli.doctor_page import write_page
 from focaljax.cli.doctor_tables import all_tables, print_findings, print_proposal, print_table
 from focaljax.cli.main import UsageError, nearest
-from focaljax.cli.prediction import anchor_settings
+from focaljax.cli.prediction import anchor_settings, largest_sides_of
 from focaljax.data.augmentation import Augmentation
 from focaljax.data.deadline import with_deadline
 from focaljax.data.duplicates import ImageHash, hash_image
@@ -141,7 +141,7 @@ def _examine(config: ConfigDict, source: Source, split: str, *, pixels: bool) ->
         # As it is now: what is drawn later adds to it.
         report=copy.deepcopy(source.report),
         boxes=boxes,
-        fitted=resized(boxes, height=height, width=width),
+        fitted=resized(boxes, height=height, width=width, largest_sides=largest_sides_of(config)),
         counts=count_boxes(boxes),
         duplicates=duplicate_boxes(boxes),
         hashes=_hash_images(source, split, config.data.timeout) if pixels else None,

@@ -201,7 +201,9 @@ def run_detector(
     return Detector(
         model,
         variables,
-        make_view=functools.partial(fixed_size_view, height=height, width=width),
+        make_view=functools.partial(
+            fixed_size_view, height=height, width=width, largest_sides=prediction.largest_sides_of(config)
+        ),
         anchors=prediction.anchor_settings(config),
         thresholds=prediction.threshold_settings(config),
         pixels=prediction.pixel_settings(config),

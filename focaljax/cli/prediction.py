@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from focaljax.data import pipeline
+from focaljax.data.augmentation import Augmentation
 from focaljax.data.deadline import with_deadline
 from focaljax.data.example import Source
 from focaljax.data.views import scaled_shape
@@ -43,9 +44,15 @@ def make_tta(config: ConfigDict) -> TestTimeAugmentation:
     return TestTimeAugmentation(flip=config.eval.tta_flip, scales=tuple(config.eval.tta_scales))
 
 
+def largest_sides_of(config: ConfigDict) -> tuple[int, int] | None:
+    """Returns how large an image is evaluated at most: as large as it was at most in training; None: as fits."""
+    return Augmentation(**config.augment).largest_sides
+
+
 def evaluation_batches(config: ConfigDict, source: Source) -> Iterator[dict[str, Any]]:
     """Returns this host's share of the batches that hold every image of the source once, in all its sizes."""
     shape = tuple(config.data.image_size)
+    largest_sides = largest_sides_of(config)
     of_scales = []
     for scale in make_tta(config).scales:
         height, width = scaled_shape(shape, scale)
@@ -55,6 +62,7 @@ def evaluation_batches(config: ConfigDict, source: Source) -> Iterator[dict[str,
                 batch_size=config.eval.batch_size,
                 height=height,
                 width=width,
+                largest_sides=scaled_shape(largest_sides, scale) if largest_sides else None,
                 num_threads=config.data.num_threads or None,
                 shard=(jax.process_index(), jax.process_count()),
             )

@@ -71,6 +71,11 @@ class Augmentation:
         return self.scale == (1.0, 1.0) and not any(getattr(self, name) for name in others)
 
     @property
+    def largest_sides(self) -> tuple[int, int] | None:
+        """The longest that the shorter and the longer side of an image become under `short_sides`; None without."""
+        return (self.short_sides[-1], self.longest_side) if self.short_sides else None
+
+    @property
     def images_in_view(self) -> int:
         """How many images one training image may be made of."""
         return (4 if self.mosaic else 1) * (2 if self.mixup else 1)

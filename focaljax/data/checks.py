@@ -1,6 +1,5 @@
 """Checks of arguments that several of the transforms share."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +17,10 @@ def checked_scale_range(name: str, value: Sequence[float]) -> tuple[float, float
         ValueError: they are no such range.
     """
     is_pair = isinstance(value, Sequence) and len(value) == 2 and all(is_number(number) for number in value)
-    if not is_pair or not 0 < value[0] <= value[1] < math.inf:
-        raise ValueError(f"{name} must be two numbers, 0 < smallest <= largest, such as (0.8, 1.25), got {value!r}.")
+    if not is_pair or not 0 < value[0] <= value[1] <= 1000:
+        raise ValueError(
+            f"{name} must be two numbers, 0 < smallest <= largest <= 1000, such as (0.8, 1.25), got {value!r}."
+        )
     return float(value[0]), float(value[1])
 
 

@@ -17,7 +17,7 @@ from focaljax.data.transforms import augment, fill_with_mean, generator_beside
 
 # Generators beside that of an image, by number. `augment` takes the next two after the one that it is given, hence the
 # gaps; the second image of a mixup has as many of its own.
-_DRAWS, _POINT, _TILES, _SECOND = 3, 4, (8, 12, 16), 32
+_MOSAIC, _POINT, _MIXUP, _TILES, _SECOND = 3, 4, 5, (8, 12, 16), 32
 # The four meet in the middle half of the image, so that each has at least a sixteenth of it.
 _NEAREST_TO_EDGE = 0.25
 
@@ -74,12 +74,12 @@ def training_view(
     settings: dict[str, Any] = {"augmentation": augmentation, "height": height, "width": width}
     if not (augmentation.mosaic or augmentation.mixup):
         return _alone(rng, example, out=out, **settings)
-    draws = generator_beside(rng, _DRAWS)
-    first = _alone_or_mosaic(rng, example, draws, draw_example, out=out, **settings)
+    first = _alone_or_mosaic(rng, example, draw_example, out=out, **settings)
+    draws = generator_beside(rng, _MIXUP)
     if draws.random() >= augmentation.mixup:
         return first
     share, another = draws.beta(augmentation.mixup_alpha, augmentation.mixup_alpha), draw_example(draws)
-    second = _alone_or_mosaic(generator_beside(rng, _SECOND), another, draws, draw_example, **settings)
+    second = _alone_or_mosaic(generator_beside(rng, _SECOND), another, draw_example, **settings)
     return blend(first, second, share)
 
 
@@ -148,12 +148,12 @@ def blend(first: TrainingView, second: TrainingView, share: float) -> TrainingVi
 def _alone_or_mosaic(
     rng: np.random.Generator,
     example: Example,
-    draws: np.random.Generator,
     draw_example: Callable[[np.random.Generator], Example],
     *,
     augmentation: Augmentation,
     **settings,
 ) -> TrainingView:
+    draws = generator_beside(rng, _MOSAIC)
     if draws.random() >= augmentation.mosaic:
         return _alone(rng, example, augmentation=augmentation, **settings)
     others = [draw_example(draws) for _ in _TILES]

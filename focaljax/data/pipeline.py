@@ -103,6 +103,7 @@ def evaluation_batches(
     batch_size: int,
     height: int,
     width: int,
+    largest_sides: tuple[int, int] | None = None,
     num_threads: int | None = None,
     prefetch: int = 4,
     shard: tuple[int, int] = (0, 1),
@@ -116,6 +117,7 @@ def evaluation_batches(
         source: the images; their boxes are not used.
         batch_size: number of images B of the global batch, over all hosts.
         height, width: shape of the images that come out, in pixels.
+        largest_sides: of the shorter and the longer side of an image in it, see `resize_and_pad`.
         num_threads, prefetch, shard: as in `training_batches`. Every host gets the same number of batches.
 
     Returns:
@@ -132,7 +134,7 @@ def evaluation_batches(
     batches = (
         grain.MapDataset.range(num_batches * batch_size)
         .batch(batch_size)
-        .map(_ReadEvaluationBatch(source, rows, height, width))
+        .map(_ReadEvaluationBatch(source, rows, height, width, largest_sides))
     )
     iterator = _iterate(batches, _read_options(num_threads, prefetch))
     # A host meets its own rows alone: of the few that a small data set leaves it, all.
@@ -239,12 +241,16 @@ class _ReadTrainingBatch:
 class _ReadEvaluationBatch:
     """Turns positions, int64 `[B]`, into this host's rows of a batch; those past the last image are padding."""
 
-    def __init__(self, source: Source, rows: slice, height: int, width: int) -> None:
+    def __init__(
+        self, source: Source, rows: slice, height: int, width: int, largest_sides: tuple[int, int] | None = None
+    ) -> None:
         self._source = source
         self._rows = rows
         self._height = height
         self._width = width
-        self._read = _reader(source, (height, width))
+        self._largest_sides = largest_sides
+        # A cache has images that just fit, or as they are.
+        self._read = _reader(source, None if largest_sides else (height, width))
         self._findings = _Findings(source.report)
 
     def __call__(self, positions: np.ndarray) -> Batch:
@@ -256,7 +262,13 @@ class _ReadEvaluationBatch:
             except UnreadableImageError as error:
                 self._findings.add("unreadable image: evaluated as if nothing was found in it", str(error))
                 continue
-            _, size = resize_and_pad(example.image, height=self._height, width=self._width, out=batch["image"][row])
+            _, size = resize_and_pad(
+                example.image,
+                height=self._height,
+                width=self._width,
+                largest_sides=self._largest_sides,
+                out=batch["image"][row],
+            )
             _describe(batch, row, example, size)
             batch["is_valid"][row] = position < len(self._source)
         return batch

@@ -87,7 +87,7 @@ def read_split_boxes(source: Source) -> SplitBoxes:
     )
 
 
-def resized(split: SplitBoxes, *, height: int, width: int) -> SplitBoxes:
+def resized(split: SplitBoxes, *, height: int, width: int, largest_sides: tuple[int, int] | None = None) -> SplitBoxes:
     """Returns the boxes in pixels of the network's input: resized to fit, without augmentation.
 
     Left out are boxes with a side below one pixel there, which training drops.
@@ -96,8 +96,11 @@ def resized(split: SplitBoxes, *, height: int, width: int) -> SplitBoxes:
         split: boxes in pixels of their images.
         height: of the input, pixels.
         width: likewise.
+        largest_sides: see `focaljax.data.transforms.resize_and_pad`.
     """
-    fitted = [fitted_size((h, w), height=height, width=width) for h, w in split.sizes.tolist()]
+    fitted = [
+        fitted_size((h, w), height=height, width=width, largest_sides=largest_sides) for h, w in split.sizes.tolist()
+    ]
     sizes = np.array(fitted, np.int64).reshape(-1, 2)
     factors = (sizes / np.maximum(split.sizes, 1))[split.image_index]
     boxes = (split.boxes_xyxy * factors[:, [1, 0, 1, 0]]).astype(np.float32)

@@ -17,7 +17,7 @@ from focaljax.data.crops import Window, boxes_in_window, cropped_window, expande
 
 # Below this factor a bilinear sample skips source pixels altogether, so averaging is worth its cost (about 1 ms for a
 # 640x480 image; bilinear takes 0.1 to 0.4 ms).
-_AREA_BELOW = 0.5
+AREA_BELOW = 0.5
 
 # Pixels; a training image keeps no box with a shorter side. Less than 1, as float32 rounds sides.
 SHORTEST_SIDE = 1 - 1e-3
@@ -47,7 +47,12 @@ class ScaledCrop:
 
 
 def resize_and_pad(
-    image: np.ndarray, *, height: int, width: int, out: np.ndarray | None = None
+    image: np.ndarray,
+    *,
+    height: int,
+    width: int,
+    largest_sides: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Returns the image resized to fit and padded, and the height and width of its content.
 
@@ -57,6 +62,8 @@ def resize_and_pad(
     Args:
         image: uint8 `[H, W, 3]`.
         height, width: shape of the result, in pixels.
+        largest_sides: pixels that the shorter and the longer side of the content do not exceed, up to rounding; None:
+            the shape is the only bound.
         out: uint8 `[height, width, 3]`, all zeros, to write the result into (a row of a batch); None for a new array.
 
     Returns:
@@ -73,13 +80,16 @@ def resize_and_pad(
     """
     check_image(image)
     old_size = image.shape[0], image.shape[1]
-    size = fitted_size(old_size, height=height, width=width)
-    return _write_resized(image, size, _fit_factor(old_size, height, width), height, width, out), size
+    factor = _fit_factor(old_size, height, width, largest_sides)
+    size = _resized_size(old_size, old_size, factor, height, width)
+    return _write_resized(image, size, factor, height, width, out), size
 
 
-def fitted_size(size: tuple[int, int], *, height: int, width: int) -> tuple[int, int]:
+def fitted_size(
+    size: tuple[int, int], *, height: int, width: int, largest_sides: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Returns the height and width of the content that `resize_and_pad` makes of an image of this size, in pixels."""
-    return _resized_size(size, size, _fit_factor(size, height, width), height, width)
+    return _resized_size(size, size, _fit_factor(size, height, width, largest_sides), height, width)
 
 
 def random_scale_and_crop(
@@ -216,7 +226,8 @@ def augment(
     scale = augmentation.mosaic_scale if mosaic_fit else augmentation.scale
     if augmentation.short_sides and not mosaic_fit:
         short_side = generator_beside(rng, 2).choice(augmentation.short_sides)
-        scale = (_multi_scale(size, (height, width), short_side, augmentation.longest_side),) * 2
+        largest_sides = int(short_side), augmentation.longest_side
+        scale = (_fit_factor(size, height, width, largest_sides) / _fit_factor(size, height, width),) * 2
     colors = {name: getattr(augmentation, name) for name in ("brightness", "contrast", "saturation", "hue")}
     image = color_jitter(rng, image, **colors)
     view = random_scale_and_crop(
@@ -266,16 +277,13 @@ def _ssd_window(
     return cropped_window(rng, window, boxes_xyxy) if draw_crop < augmentation.ssd_crop else window
 
 
-def _multi_scale(size: tuple[int, int], shape: tuple[int, int], short_side: int, longest_side: int) -> float:
-    """Returns the scale, relative to what just fits the shape, of an image whose shorter side becomes `short_side`."""
-    factor = min(short_side / min(size), longest_side / max(size))
-    return min(1.0, factor / _fit_factor(size, *shape))
-
-
-def _fit_factor(size: tuple[int, int], height: int, width: int) -> float:
+def _fit_factor(size: tuple[int, int], height: int, width: int, largest_sides: tuple[int, int] | None = None) -> float:
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1 pixel, got {height} and {width}.")
-    return min(height / size[0], width / size[1])
+    factor = min(height / size[0], width / size[1])
+    if largest_sides is None:
+        return factor
+    return min(factor, largest_sides[0] / min(size), largest_sides[1] / max(size))
 
 
 def _resized_size(
@@ -326,7 +334,7 @@ def _along(
 
 
 def _interpolation(factor: float) -> int:
-    return cv2.INTER_AREA if factor < _AREA_BELOW else cv2.INTER_LINEAR
+    return cv2.INTER_AREA if factor < AREA_BELOW else cv2.INTER_LINEAR
 
 
 def _write_resized(

@@ -34,14 +34,22 @@ MakeView = Callable[[np.ndarray, float], View]
 _MAX_WAITING = 16
 
 
-def fixed_size_view(image: np.ndarray, factor: float = 1.0, *, height: int, width: int) -> View:
+def fixed_size_view(
+    image: np.ndarray,
+    factor: float = 1.0,
+    *,
+    height: int,
+    width: int,
+    largest_sides: tuple[int, int] | None = None,
+) -> View:
     """Returns the image resized to fit into a fixed shape, as `focaljax train` sees it; see `resize_and_pad`.
 
     Args:
         image: uint8 `[H, W, 3]`, RGB.
-        factor: on both sides of the shape, above 0.
+        factor: on both sides of the shape and on `largest_sides`, above 0.
         height: of the shape, in pixels, at factor 1.
         width: likewise.
+        largest_sides: see `resize_and_pad`.
 
     Example:
         >>> view = fixed_size_view(np.zeros((50, 100, 3), np.uint8), 0.5, height=128, width=128)
@@ -49,7 +57,8 @@ def fixed_size_view(image: np.ndarray, factor: float = 1.0, *, height: int, widt
         ((64, 64, 3), [32, 64])
     """
     height, width = scaled_shape((height, width), factor)
-    padded, size = resize_and_pad(image, height=height, width=width)
+    largest_sides = scaled_shape(largest_sides, factor) if largest_sides else None
+    padded, size = resize_and_pad(image, height=height, width=width, largest_sides=largest_sides)
     return View(padded, np.array(size, np.int32))
 
 

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from focaljax.cli import build
+from focaljax.cli import build, datasets, prediction
 from focaljax.cli.config import load_config
 from focaljax.cli.main import UsageError
 from focaljax.training import mesh as meshes
@@ -46,6 +47,25 @@ def test_ghm_goes_with_the_whole_batch_alone(other):
     config = load_config([f"--config={TINY}", "--config.loss.classification=ghm", f"--config.{other}"])
     with pytest.raises(UsageError, match="weighs each output by those of the whole batch"):
         build.check_config(config, meshes.make_mesh(jax.devices()[:1]))
+
+
+def test_multi_scale_sides_that_fit_no_image_are_an_error():
+    settings = ["--config.data.image_size=(64, 48)", "--config.augment.short_sides=(32, 56)"]
+    with pytest.raises(UsageError, match=r"a shorter side of 56 pixels fits into data.image_size \(64, 48\)"):
+        build.check_config(load_config([f"--config={TINY}", *settings]), meshes.make_mesh(jax.devices()[:1]))
+
+
+def test_multi_scale_bounds_the_images_that_are_evaluated(data_root):
+    settings = [
+        "--config.augment.short_sides=(16, 32)",
+        "--config.augment.longest_side=40",
+        "--config.eval.tta_scales=(1.0, 0.5)",
+    ]
+    config = load_config([f"--config={TINY}", f"--config.data.root={data_root}", *settings])
+    batch = next(prediction.evaluation_batches(config, datasets.make_source(config, "val")))
+    # Images of 64 x 64 px.
+    np.testing.assert_array_equal(batch["size"], [[32, 32]] * 8)
+    np.testing.assert_array_equal(batch["more_views"][0]["size"], [[16, 16]] * 8)
 
 
 def test_settings_that_save_memory_reach_the_step_and_leave_the_state_in_float32():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focaljax.data.augmentation import Augmentation
-from focaljax.data.transforms import FILL, augment
+from focaljax.data.transforms import FILL, augment, fitted_size, resize_and_pad
 from tests.data.painted import apart, assert_boxes_are_where_their_pixels_are, find, painted
 from tests.data.test_pipeline import LIVELY, train
 
@@ -61,6 +61,30 @@ def test_short_side_is_one_of_those_given_unless_the_longest_side_or_the_output_
     # The output is 96 x 120: the longer side of 96 stays, of a portrait too.
     assert sizes((100, 200)) == {(32, 64), (40, 80), (48, 96)}
     assert sizes((300, 100), height=60, width=120) == {(60, 20)}
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_evaluation_shows_an_image_as_large_as_training_at_most(height, width):
+    augmentation = Augmentation(short_sides=SHORT_SIDES, longest_side=80)
+    image = np.full((height, width, 3), 9, np.uint8)
+    shape = {"height": 60, "width": 96}
+    largest = max(
+        (
+            view_of(painted((height, width), []), seed, **shape, short_sides=SHORT_SIDES, longest_side=80).size
+            for seed in range(12)
+        ),
+        key=lambda size: size.prod(),
+    )
+    padded, size = resize_and_pad(image, **shape, largest_sides=augmentation.largest_sides)
+    np.testing.assert_array_equal(size, largest)
+    assert fitted_size((height, width), **shape, largest_sides=augmentation.largest_sides) == size
+    assert (padded[: size[0], : size[1]] == 9).all()
+    assert padded.sum() == 27 * size[0] * size[1]
+
+
+def test_without_multi_scale_the_shape_alone_bounds_an_image():
+    assert Augmentation().largest_sides is None
+    assert fitted_size((50, 100), height=64, width=64) == (32, 64)
 
 
 def test_zoomed_out_image_is_smaller_and_surrounded_by_the_mean_colour():

@@ -90,6 +90,13 @@ def test_batches_are_the_same_and_a_later_run_does_not_decode(source, tmp_path, 
     assert_equal(batches(CachedSource(source, tmp_path / "cache", "train")), expected)
 
 
+def test_images_evaluated_at_another_size_than_fits_are_resized_once(source, tmp_path):
+    sides = {**SIZE, "largest_sides": (16, 48)}
+    cached = CachedSource(source, tmp_path / "cache", "val")
+    assert_equal(evaluation(cached, **sides), evaluation(source, **sides))
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["val_decoded.images"]
+
+
 def test_images_are_kept_resized_unless_scale_or_colours_change(source, tmp_path):
     cached = CachedSource(source, tmp_path / "cache", "train")
     training(cached)

@@ -183,3 +183,22 @@ def test_labels_and_crowds_stay_with_their_boxes(seed):
     view = training_view(rng, example, lambda _: next(others), augmentation=augmentation, **SHAPE)
     assert (view.is_crowd == (view.labels == 3)).all()
     assert_boxes_are_where_their_pixels_are(view, view.labels, view.size)
+
+
+def test_a_mosaic_leaves_the_draws_of_mixup_alone():
+    examples = [painted((40, 60), [], background=value, image_id=value) for value in (40, 90, 140)]
+
+    def is_mixed(seed, **values):
+        drawn = []
+
+        def draw(rng):
+            drawn.append(int(rng.integers(3)))
+            return examples[drawn[-1]]
+
+        rng = np.random.Generator(np.random.Philox(seed))
+        view = training_view(rng, examples[0], draw, augmentation=Augmentation(mixup=0.5, **values), **SHAPE)
+        return view.images in (2, 5, 8)
+
+    alone = [is_mixed(seed) for seed in range(40)]
+    assert [is_mixed(seed, mosaic=0.5) for seed in range(40)] == alone
+    assert 10 < sum(alone) < 30

@@ -37,6 +37,14 @@ def test_fixed_size_is_uint8_in_a_shape_that_the_factor_scales():
     np.testing.assert_array_equal(view.size, [48, 96])
 
 
+def test_largest_sides_hold_at_each_factor():
+    (image,) = images((40, 80))
+    view = fixed_size_view(image, 2.0, height=64, width=96, largest_sides=(20, 96))
+    assert view.image.shape == (128, 192, 3)
+    np.testing.assert_array_equal(view.size, [40, 80])
+    np.testing.assert_array_equal(fixed_size_view(image, height=64, width=96, largest_sides=(40, 60)).size, [30, 60])
+
+
 @pytest.mark.parametrize(
     ("height", "size"),
     [
