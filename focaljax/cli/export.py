@@ -48,7 +48,7 @@ from focaljax.cli.predict import find_images
 from focaljax.data.files import read_regular_file
 from focaljax.data.images import decode_upright_image
 from focaljax.data.shapes_drawing import draw_example, example_rng
-from focaljax.data.transforms import resize_and_pad
+from focaljax.data.transforms import AREA_BELOW, resize_and_pad
 from focaljax.data.views import View
 from focaljax.detector import Detector
 from focaljax.evaluation import onnx_program, run_exported
@@ -92,10 +92,10 @@ def main(arguments: Sequence[str]) -> int:
         # Exporting needs no accelerator, and the process that checks could not have the same one.
         jax.config.update("jax_platforms", "cpu")
     detector = detector_loader(flag_values, overrides)()
-    if len(detector.scales) > 1:
+    if detector.scales != (1.0,):
         raise UsageError(
-            f"{len(detector.scales)} scales: an exported file takes one view of an image; "
-            "leave --scales out, or set --config.eval.tta_scales=(1.0,)"
+            f"scales {', '.join(map(str, detector.scales))}: an exported file takes one view of an image, at scale 1; "
+            "leave --scales out, or set --config.eval.tta_scales='(1.0,)'"
         )
     say(f"exporting {detector.description}")
     image_size = image_size or detector.view(np.zeros((480, 640, 3), np.uint8)).image.shape[:2]
@@ -135,6 +135,7 @@ def _export_stablehlo(
         say(f"not checked: it is for {', '.join(platforms)}, and checks run on the CPU; add cpu to --platforms")
     return {
         "platforms": list(platforms),
+        "is_checked": "cpu" in platforms,
         "flip": detector.step_settings["flip"],
         "calling_convention_version": program.calling_convention_version,
     }
@@ -149,6 +150,7 @@ def _check_stablehlo(detector: Detector, path: pathlib.Path, batches: Sequence[B
         differences = compare_detections(
             {name: np.asarray(getattr(expected, name)) for name in OUTPUTS},
             {name: found[f"{name}_{index}"] for name in OUTPUTS},
+            score_threshold=detector.step_settings["thresholds"]["score_threshold"],
         )
         check_differences(differences)
         _say_compared(len(images), "objects", differences)
@@ -215,6 +217,8 @@ def _about(detector: Detector, image_size: tuple[int, int]) -> dict[str, Any]:
         "detector": detector.description,
         "image_size": list(image_size),
         "keeps_aspect_ratio": keeps_aspect_ratio(detector.view),
+        "largest_sides": largest_sides(detector.view),
+        "averages_below": averages_below(detector.view),
         "categories": [
             {"id": category_id, "name": name}
             for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
@@ -230,8 +234,22 @@ def keeps_aspect_ratio(make_view: Callable[[np.ndarray], View]) -> bool:
     return not np.array_equal(wide, tall)
 
 
+def largest_sides(make_view: Callable[[np.ndarray], View]) -> list[int]:
+    """Returns the longest that a view makes the shorter and the longer side of an image, in pixels."""
+    square, *others = (make_view(np.zeros((*shape, 3), np.uint8)).size for shape in ((600, 600), (30, 600), (600, 30)))
+    return [int(square.min()), int(max(size.max() for size in others))]
+
+
+def averages_below(make_view: Callable[[np.ndarray], View]) -> float:
+    """Returns the factor of resizing below which a view averages the pixels that fall together; 0: it never does.
+
+    `fixed_size_view` averages and gives whole values, `shortest_edge_view`, as published detectors, does neither.
+    """
+    return AREA_BELOW if make_view(np.zeros((32, 32, 3), np.uint8)).image.dtype == np.uint8 else 0.0
+
+
 def _batches(files: Sequence[pathlib.Path], image_size: tuple[int, int]) -> list[Batch]:
-    """Returns a batch of one image and one of several, of the files or drawn, as a user of the file makes them."""
+    """Returns a batch of one image and one of several, of the files or drawn, resized to fit and padded."""
     height, width = image_size
     images = [decode_upright_image(read_regular_file(file), file_name=str(file), image_id=0) for file in files]
     if not images:
@@ -279,6 +297,9 @@ def _destination(name: str, *, is_forced: bool) -> pathlib.Path:
         raise UsageError(f"--out={out}: the name must end in .stablehlo or .onnx, which says what is written")
     if out.is_dir():
         raise UsageError(f"--out={out} is a folder: name a file")
+    above = next(path for path in out.parents if path.exists())
+    if not above.is_dir():
+        raise UsageError(f"--out={out}: {above} is a file, not a folder")
     taken = [path for path in (out, _about_file(out)) if path.exists()]
     if taken and not is_forced:
         raise UsageError(f"{taken[0]} exists already; --force overwrites it")
@@ -303,7 +324,9 @@ def _image_size(flag_values: flags.FlagValues) -> tuple[int, int] | None:
     if sides is None:
         return None
     if flag_values.workdir:
-        raise UsageError("--image_size goes with --weights: a run has data.image_size, --config.data.image_size=(H,W)")
+        raise UsageError(
+            "--image_size goes with --weights: a run has data.image_size, --config.data.image_size='(H,W)'"
+        )
     if len(sides) != 2 or not all(side.isascii() and side.isdigit() and 0 < int(side) <= 8192 for side in sides):
         raise UsageError(f"--image_size={','.join(sides)}: expected height and width in pixels, such as 800,1088")
     return int(sides[0]), int(sides[1])

@@ -118,15 +118,19 @@ def make_anchor_step(
     return anchor_step
 
 
-def compare_detections(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Differences:
+def compare_detections(
+    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], *, score_threshold: float = 0.0
+) -> Differences:
     """Returns the largest differences between the detections of the same images by two programs.
 
     Each detection is compared with the one that is nearest to it: of detections with nearly the same score either may
-    come first.
+    come first. Only one that rounding can have decided about may be missing on either side: its score is the threshold,
+    or that of the last which there is room for, within `SCORE_TOLERANCE`.
 
     Args:
         expected: by name the arrays of `Detections` with a leading batch axis.
         actual: likewise.
+        score_threshold: of both.
 
     Raises:
         ExportError: an image has another number of detections of some class.
@@ -142,21 +146,35 @@ def compare_detections(expected: Mapping[str, np.ndarray], actual: Mapping[str, 
         mine, other = (
             [each[name][row][each["is_detection"][row]] for name in OUTPUTS[:3]] for each in (expected, actual)
         )
-        if sorted(mine[2]) != sorted(other[2]):
+        is_free, missing = np.ones(len(other[2]), bool), []
+        for box, score, label in zip(*mine, strict=True):
+            apart = np.abs(other[0] - box).max(axis=1), np.abs(other[1] - score)
+            distance = np.maximum(apart[0] / BOX_TOLERANCE, apart[1] / SCORE_TOLERANCE)
+            is_candidate = is_free & (other[2] == label)
+            if not is_candidate.any():
+                missing.append(score)
+                continue
+            nearest = np.argmin(np.where(is_candidate, distance, np.inf))
+            is_free[nearest] = False
+            boxes.append(float(apart[0][nearest]))
+            scores.append(float(apart[1][nearest]))
+        if any(
+            score > _lowest_kept(each, row, score_threshold) + SCORE_TOLERANCE
+            for each, scores_of_lacking in ((actual, missing), (expected, other[1][is_free]))
+            for score in scores_of_lacking
+        ):
             raise ExportError(
                 f"the exported file is wrong and was removed: in image {row + 1} of {len(expected['labels'])} it finds "
                 f"{len(other[2])} objects with the labels {_some(other[2])}, the detector {len(mine[2])} with "
                 f"{_some(mine[2])}"
             )
-        is_free = np.ones(len(other[2]), bool)
-        for box, score, label in zip(*mine, strict=True):
-            apart = np.abs(other[0] - box).max(axis=1), np.abs(other[1] - score)
-            distance = np.maximum(apart[0] / BOX_TOLERANCE, apart[1] / SCORE_TOLERANCE)
-            nearest = np.argmin(np.where(is_free & (other[2] == label), distance, np.inf))
-            is_free[nearest] = False
-            boxes.append(float(apart[0][nearest]))
-            scores.append(float(apart[1][nearest]))
     return Differences(count=len(boxes) - 1, box=max(boxes), score=max(scores))
+
+
+def _lowest_kept(detections: Mapping[str, np.ndarray], row: int, score_threshold: float) -> float:
+    """Returns the score that a detection has to exceed to be among those of an image."""
+    is_full = detections["is_detection"][row].all()
+    return max(score_threshold, float(detections["scores"][row].min(initial=1.0))) if is_full else score_threshold
 
 
 def check_differences(differences: Differences, *, score_tolerance: float = SCORE_TOLERANCE) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from focaljax import Detector
 from focaljax.cli import export
-from focaljax.cli.export import keeps_aspect_ratio
+from focaljax.cli.export import keeps_aspect_ratio, largest_sides
 from focaljax.cli.main import main
 from focaljax.data.images import decode_upright_image
-from focaljax.data.views import shortest_edge_view
+from focaljax.data.views import fixed_size_view, shortest_edge_view
 from focaljax.evaluation.drawing import write_image
 from focaljax.evaluation.export import ExportError
 from focaljax.models.weight_files import write_weights
@@ -106,6 +106,14 @@ def test_images_of_mlperf_are_stretched():
     assert not keeps_aspect_ratio(functools.partial(view, keeps_aspect_ratio=False))
 
 
+def test_largest_sides_of_a_view_are_those_that_it_was_made_with():
+    view = functools.partial(shortest_edge_view, min_size=80, max_size=133, pad_multiple=32)
+    assert largest_sides(view) == [80, 133]
+    view = functools.partial(fixed_size_view, height=107, width=200)
+    assert largest_sides(view) == [107, 200]
+    assert largest_sides(functools.partial(view, largest_sides=(80, 133))) == [80, 133]
+
+
 def test_weights_have_the_size_that_is_asked_for(weights, tmp_path):
     out = tmp_path / "model.stablehlo"
     command = ["export", "--weights", weights, "--variant=tiny", "--image_size=64,80", "--out", str(out)]
@@ -162,11 +170,14 @@ def test_a_folder_is_no_file(tmp_path, capsys):
     (tmp_path / "x.stablehlo").mkdir()
     command = ["export", "--weights=w.npz", "--force", "--out", str(tmp_path / "x.stablehlo")]
     fails(capsys, command, "x.stablehlo is a folder")
+    (tmp_path / "file").write_bytes(b"")
+    command[-1] = str(tmp_path / "file" / "more" / "x.stablehlo")
+    fails(capsys, command, "file is a file, not a folder")
 
 
 def test_several_scales_are_refused(weights, tmp_path, capsys):
     command = ["export", "--weights", weights, "--variant=tiny", "--scales=1,2", "--out", str(tmp_path / "x.stablehlo")]
-    fails(capsys, command, "2 scales", "one view of an image")
+    fails(capsys, command, "scales 1.0, 2.0", "one view of an image")
 
 
 def test_existing_files_are_kept_without_force(tmp_path, capsys):

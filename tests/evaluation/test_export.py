@@ -138,9 +138,32 @@ def test_detections_of_padding_rows_do_not_count():
 def test_another_object_is_an_error_that_names_the_image(name, value):
     expected = detections(3)
     other = {key: array.copy() for key, array in expected.items()}
-    other[name][1, 2] = value
+    other[name][1, expected["scores"][1].argmax()] = value
     with pytest.raises(ExportError, match="image 2 of 2"):
         compare_detections(expected, other)
+
+
+@pytest.mark.parametrize("is_missing_in_the_file", [True, False])
+@pytest.mark.parametrize("is_full", [True, False])
+def test_only_an_object_at_the_edge_of_what_is_kept_may_be_missing(is_missing_in_the_file, is_full):
+    edge = 0.05
+
+    def compare(score):
+        one, other = ({name: array[:1].copy() for name, array in detections(5).items()} for _ in range(2))
+        for each in (one, other):
+            each["labels"][:] = [[0, 1, 2, 0, 1]]
+            each["scores"][:] = [[0.9, 0.8, 0.7, edge if is_full else 0.06, score]]
+        if is_full:  # it has no room for the last
+            other = {name: array[:, :4] for name, array in other.items()}
+        else:
+            other["is_detection"][:, 4:] = False
+        pair = (one, other) if is_missing_in_the_file else (other, one)
+        return compare_detections(*pair, score_threshold=0.0 if is_full else edge)
+
+    assert compare(edge + 1e-6) == Differences(4, 0.0, 0.0)
+    for score in (edge + 1e-3, 0.65):
+        with pytest.raises(ExportError, match="image 1 of 1"):
+            compare(score)
 
 
 @pytest.mark.parametrize("field", ["box", "score"])
