@@ -47,6 +47,7 @@ from focaljax.models.pretrained import (
 )
 from focaljax.models.variants import VARIANTS
 from focaljax.training import mesh as meshes
+from focaljax.training.classification import is_softmax
 
 TARGETS = ("focaljax", "torchvision")
 
@@ -102,6 +103,11 @@ def _weights_of_run(workdir: pathlib.Path, to: str | None, norm: str | None) -> 
         raise UsageError("--norm is for files; a run knows its own")
     config, workdir = saved_run(str(workdir), [])
     classes = datasets.load_classes(workdir)
+    if is_softmax(config.loss.classification):
+        raise UsageError(
+            f"{workdir} was trained with {config.loss.classification}, a softmax over classes and background; a file "
+            "of weights is read as sigmoids, and its scores would be wrong: use the run itself, or `focaljax export`"
+        )
     if to == "torchvision":
         _check_settings(config, workdir)
     step, variables, _ = load_detector(config, workdir, len(classes.names), meshes.make_mesh())

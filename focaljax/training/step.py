@@ -67,8 +67,8 @@ def make_train_step(
 
     Returns:
         A function from (state, batch) to the next state and metrics, scalars by name: `loss`, `classification_loss`,
-        `box_loss`, `positives` (assigned anchors per image), `gradient_norm`, `learning_rate`, `skipped` (how many
-        steps so far).
+        `box_loss`, `positives` (assigned anchors per image), `positive_share` (of the classification loss),
+        `gradient_norm`, `learning_rate`, `skipped` (how many steps so far).
 
     Raises:
         ValueError: `accumulate` is less than 1, or `on_nonfinite` is unknown; from the step: `accumulate` does not
@@ -143,7 +143,8 @@ def make_train_step(
             # A batch that is ignored as a whole has a loss of 0, and a share of it.
             "positive_share": value.classification_of_positives / jnp.maximum(value.classification, _TINY),
             "gradient_norm": gradient_norm,
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            # The optimiser does not count the steps that were skipped.
+            "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
             "skipped": new_state.skipped,
         }
         return new_state, metrics

@@ -122,6 +122,15 @@ def test_run_with_settings_that_torchvision_has_not_is_not_exported(
     fails(capsys, [workdir, tmp_path / "x.npz", "--to=torchvision"], *words, "--to=focaljax")
 
 
+@pytest.mark.parametrize("to", ["torchvision", "focaljax"])
+def test_run_with_a_softmax_is_not_made_a_file_that_is_read_as_sigmoids(finished_run, tmp_path, capsys, to):
+    shutil.copy(finished_run / "classes.json", tmp_path)
+    config = json.loads((finished_run / "config.json").read_text())
+    config["loss"]["classification"] = "softmax_focal"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    fails(capsys, [tmp_path, tmp_path / "x.npz", f"--to={to}"], "softmax_focal", "`focaljax export`")
+
+
 def test_existing_file_is_kept_without_force(small, tmp_path, capsys):
     path = tmp_path / "x.npz"
     path.write_bytes(b"mine")

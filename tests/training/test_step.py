@@ -205,6 +205,10 @@ def test_step_that_is_not_finite_is_left_out_and_training_goes_on(small_detector
     undisturbed, _ = one_step(good, batch)
     assert int(skipped_before.skipped) == 1
     jax.tree.map(np.testing.assert_array_equal, skipped_before.params, undisturbed.params)
+    # The rate that is logged is that of the optimiser, which has taken one step fewer.
+    _, of_third = step(dataclasses.replace(good, step=jnp.int32(3)), batch)
+    _, after_one_skipped = step(dataclasses.replace(good, step=jnp.int32(4), skipped=jnp.int32(1)), batch)
+    assert float(after_one_skipped["learning_rate"]) == float(of_third["learning_rate"]) > 0.0
 
 
 def test_unknown_way_to_meet_a_step_that_is_not_finite_is_refused(small_detector):
