@@ -6,7 +6,9 @@ or named by --config.init.weights=FILE.
 Source: detectron2's model zoo, COCO-Detection/retinanet_R_50_FPN_3x and its Base-RetinaNet. BGR pixels, stride in
 the 1x1, L1 loss, a moving average as normaliser. detectron2 leaves out images without boxes, 1 in 116; here they stay.
 Sizes: by the shorter side, and at most 1333 px for the longer one; here an image also fits into 1067 x 1067, so that
-there is one shape. COCO's usual 640 x 480 and 480 x 640 are as published, longer ones smaller: 3:2 becomes 1067 x 711.
+there is one shape. 640 x 480 and 480 x 640 are as published, longer ones, half of COCO, smaller: 3:2 becomes 1067 x
+711; --config.data.image_size='(1200, 1200)' holds it at 800, for a quarter more arithmetic. Evaluation is at the
+largest size. Crowd regions are neither objects nor background; there they are background.
 
 Command: focaljax train --config configs/coco_detectron2_3x.py --workdir runs/coco_detectron2_3x \
     --config.model.dtype=bfloat16

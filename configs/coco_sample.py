@@ -31,6 +31,7 @@ def get_config():
     config.model.head_depth = 2
     config.model.head_channels = 64
     config.anchors.sizes = (14.0, 28.0, 64.0, 128.0, 256.0)
+    config.loss.beta = 0.1  # with which it was measured
 
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3

@@ -6,7 +6,9 @@ Source: torchvision's references/detection, the recipe of `RetinaNet_ResNet50_FP
 images, divided by 10 after 16 and 22 epochs, weight decay on everything, flips. torchvision leaves out images without
 boxes, 1 in 116, and has 91 outputs, of which COCO's 80 classes use 80; here all images stay and there are 80.
 Sizes: by the shorter side, and at most 1333 px for the longer one; here an image also fits into 1067 x 1067, so that
-there is one shape. COCO's usual 640 x 480 and 480 x 640 are as published, longer ones smaller: 3:2 becomes 1067 x 711.
+there is one shape. 640 x 480 and 480 x 640 are as published, longer ones, half of COCO, smaller: 3:2 becomes 1067 x
+711; --config.data.image_size='(1200, 1200)' holds it at 800, for a quarter more arithmetic. Evaluation is at the
+largest size. Crowd regions are neither objects nor background; there they are background.
 
 Command: focaljax train --config configs/coco_torchvision_v1.py --workdir runs/coco_torchvision_v1 \
     --config.model.dtype=bfloat16

@@ -8,14 +8,18 @@ Source: the recipe of `RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1`, github.com/py
 normalisation over all devices. torchvision does not train the stem and the first stage, but goes on with their
 statistics; here they are trained. Images without boxes stay.
 Sizes: by the shorter side, and at most 1333 px for the longer one; here an image also fits into 1067 x 1067, so that
-there is one shape. COCO's usual 640 x 480 and 480 x 640 are as published, longer ones smaller: 3:2 becomes 1067 x 711.
+there is one shape. 640 x 480 and 480 x 640 are as published, longer ones, half of COCO, smaller: 3:2 becomes 1067 x
+711; --config.data.image_size='(1200, 1200)' holds it at 800, for a quarter more arithmetic. Evaluation is at the
+largest size. Crowd regions are neither objects nor background; there they are background.
 
 Command: focaljax train --config configs/coco_torchvision_v2.py --workdir runs/coco_torchvision_v2 \
     --config.model.dtype=bfloat16
-On a pod, the same at 256 images a step; the learning rate follows the batch, the steps are as many times fewer:
+On a pod, the same at 256 images a step, the steps are as many times fewer. The rate is the published one by the square
+root rule for Adam (Malladi et al. 2022, arXiv 2205.10287), not in proportion to the batch; not tried:
     focaljax train --config configs/coco_torchvision_v2.py --workdir runs/coco_torchvision_v2 \
         --config.model.dtype=bfloat16 --config.optim.batch_size=256 --config.optim.steps=12012 \
-        --config.optim.milestones='(7392, 10164)' --config.eval.batch_size=256
+        --config.optim.milestones='(7392, 10164)' --config.eval.batch_size=256 \
+        --config.optim.learning_rate=4e-4 --config.optim.learning_rate_batch=0
 
 Published: AP 41.5, AP50 61.8, AP75 43.9. Cost: not known. Ours: planned, not measured.
 """

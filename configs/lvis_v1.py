@@ -6,7 +6,7 @@ Data: COCO's `train2017/` and `val2017/`, and `annotations/lvis_v1_{train,val}.j
 Source: Gupta et al. 2019 (arXiv 1908.03195), the data; model, loss and schedule as configs/coco_r50_1x.py, multi-scale
 as detectron2's LVIS baselines. Two things differ from LVIS's way: a class that was not looked for in an image counts as
 absent, in training and in the metrics, which are COCO's and so lower than LVIS's federated AP; and rare classes are not
-repeated.
+repeated. Sizes: as configs/coco_detectron2_1x.py says.
 
 Command: focaljax train --config configs/lvis_v1.py --workdir runs/lvis_v1 --config.model.dtype=bfloat16
 On a pod, the same at 256 images a step; the learning rate follows the batch, the steps are as many times fewer:

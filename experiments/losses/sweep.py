@@ -16,7 +16,7 @@ LOSSES = {
     "softmax focal loss": {"loss.classification": "softmax_focal"},
     "quality focal loss": {"loss.classification": "quality_focal"},
     "varifocal loss": {"loss.classification": "varifocal", "loss.alpha": 0.75},
-    "GHM": {"loss.classification": "ghm"},
+    "GHM": {"loss.classification": "ghm", "loss.ghm_bins": 30, "loss.ghm_momentum": 0.75},
     "poly-1 focal loss": {"loss.classification": "poly1_focal", "loss.poly_epsilon": 1.0},
     "poly-1 focal loss, epsilon -1": {"loss.classification": "poly1_focal", "loss.poly_epsilon": -1.0},
 }

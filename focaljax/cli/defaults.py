@@ -113,7 +113,7 @@ def default_config() -> ConfigDict:
     # 'focal', 'balanced_cross_entropy', 'cross_entropy', 'focal_star', 'poly1_focal', 'quality_focal', 'varifocal',
     # 'ghm'; between the classes and background: 'softmax_focal', 'softmax_cross_entropy'.
     loss.classification = "focal"
-    loss.alpha = 0.25
+    loss.alpha = 0.25  # of 'varifocal' the weight of background, 0.75 in its paper
     loss.gamma = 2.0  # of 'quality_focal', its beta
     loss.star_beta = 1.0  # of 'focal_star'
     loss.poly_epsilon = 1.0  # of 'poly1_focal'
@@ -127,7 +127,7 @@ def default_config() -> ConfigDict:
     loss.mining_size = 512
     loss.mining_iou = 0.7  # of the suppression
     loss.box = "smooth_l1"  # or 'l1'; of the decoded box: 'iou', 'giou', 'diou', 'ciou'
-    loss.beta = 0.1  # of smooth L1
+    loss.beta = 0.11  # of smooth L1; the paper does not say, this is its authors' code
     loss.box_weight = 1.0
     # The loss is divided by the anchors assigned on each 'image', on the whole 'batch', by the moving average 'ema' of
     # the batch's, or by nothing: 'none'.

@@ -45,7 +45,7 @@ class DetectionLoss:
     ghm_counts: Array | None = None
 
 
-def make_box_loss(name: str, *, beta: float = 0.1) -> BoxLoss:
+def make_box_loss(name: str, *, beta: float = 0.11) -> BoxLoss:
     """Returns the box loss of one anchor, a function of (deltas `[4]`, box `[4]`, anchor `[4]`) with one value.
 
     Args:
