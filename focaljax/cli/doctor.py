@@ -72,8 +72,13 @@ def main(arguments: Sequence[str]) -> int:
     train = sources.get("train") or datasets.make_source(config, "train") if flag_values.samples else None
     examined = [_examine(config, source, split, pixels=flag_values.pixels) for split, source in sources.items()]
     fit = examine_anchors(config, examined[0].name, examined[0].fitted)
-    views = Augmentation(**config.augment).images_in_view
-    findings = all_findings(examined, fit, max_boxes=config.data.max_boxes, images_in_view=views)
+    findings = all_findings(
+        examined,
+        fit,
+        max_boxes=config.data.max_boxes,
+        images_in_view=Augmentation(**config.augment).images_in_view,
+        largest_sides=largest_sides_of(config),
+    )
     print_findings(findings, examined)
     tables = all_tables(examined, fit)
     for table in tables:

@@ -20,6 +20,8 @@ _EXAMPLES = 3
 _EXPECTED_SHARE = 0.9
 # Objects of the most frequent class to one of the rarest.
 _LARGE_IMBALANCE = 10.0
+# A side that is shorter by more than this share is not as was asked for; by less it can be the rounding of a small one.
+_SHORTER = 0.02
 # Of the objects, without an anchor at the positive threshold.
 _MANY_MISSED = 0.02
 # Smaller objects, in strides of the finest level, often lie too far from any anchor's centre.
@@ -58,7 +60,12 @@ class Remark:
 
 
 def all_findings(
-    splits: Sequence[ExaminedSplit], fit: AnchorFit, *, max_boxes: int, images_in_view: int = 1
+    splits: Sequence[ExaminedSplit],
+    fit: AnchorFit,
+    *,
+    max_boxes: int,
+    images_in_view: int = 1,
+    largest_sides: tuple[int, int] | None = None,
 ) -> list[Remark]:
     """Returns everything worth a line, faults first.
 
@@ -67,6 +74,7 @@ def all_findings(
         fit: the anchors of the first of them.
         max_boxes: `data.max_boxes` of the config.
         images_in_view: how many images one view of the config's augmentation may hold.
+        largest_sides: of the config's multi-scale training, see `Augmentation.largest_sides`.
     """
     found = [Remark(FAULT, text) for split in splits for text in _faults_of(split)]
     found += [Remark(FAULT, text) for text in _equal_images(splits)]
@@ -77,6 +85,8 @@ def all_findings(
     found += [Remark(SUSPECT, text) for text in _alike_images(splits)]
     found += [Remark(SUSPECT, text) for text in _images_lacking_a_class(splits)]
     found += [Remark(HINT, text) for text in _anchor_hints(fit)]
+    if largest_sides:
+        found += [Remark(HINT, text) for text in _held_smaller(splits[0], largest_sides)]
     found += [Remark(HINT, text) for text in _hints_of(splits[0])]
     return found
 
@@ -205,6 +215,22 @@ def _anchor_hints(fit: AnchorFit) -> Iterator[str]:
         yield (
             f"fitted anchors reach {fit.after.matched_share:.1%} of the objects, the config's "
             f"{fit.before.matched_share:.1%}: see the overrides below"
+        )
+
+
+def _held_smaller(split: ExaminedSplit, largest_sides: tuple[int, int]) -> Iterator[str]:
+    """Yields whether images cannot be as large in the network's input as multi-scale training asks."""
+    if not len(split.boxes):
+        return
+    short, long = split.boxes.sizes.min(axis=1), split.boxes.sizes.max(axis=1)
+    wanted = short * np.minimum(largest_sides[0] / short, largest_sides[1] / long)
+    held = split.fitted.sizes.min(axis=1)
+    is_smaller = held < (1 - _SHORTER) * wanted - 1
+    if is_smaller.any():
+        yield (
+            f"{split.name}: {is_smaller.sum()} of {len(is_smaller)} images do not fit into data.image_size with the "
+            f"shorter side that augment.short_sides asks for: {held[is_smaller].mean():.0f} px at most instead of "
+            f"{wanted[is_smaller].mean():.0f}, on average"
         )
 
 

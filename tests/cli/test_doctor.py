@@ -99,6 +99,18 @@ def test_pasted_overrides_are_accepted_and_give_the_coverage_that_was_promised(s
     assert "no other anchors are proposed" in shown
 
 
+def test_images_that_cannot_be_as_large_as_multi_scale_training_asks_are_counted(faulty, capsys):
+    # 64 x 48 px fill 64 x 64 with a shorter side of 48.
+    for sides, found in (("(32, 60)", True), ("(32, 48)", False)):
+        assert main(["doctor", *faulty, f"--config.augment.short_sides={sides}", "--nopixels", "--split=train"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        words = (
+            "20 of 20 images do not fit into data.image_size with the shorter side that augment.short_sides asks for: "
+        )
+        assert (words + "48 px at most instead of 60" in shown) == found
+        assert ("augment.short_sides" in shown) == found
+
+
 def test_page_and_samples_are_whole(seen):
     shown, out = seen
     assert sorted(path.name for path in out.iterdir()) == ["doctor.html", "samples.jpg"]
