@@ -24,7 +24,7 @@ LOSSES = (
     ("focal loss, alpha 0.75", {"loss.gamma": 2.0, "loss.alpha": 0.75}, {}),
 )
 # Of these losses, on the small sets.
-RATES = (0.04, 0.1)
+RATES = (0.02, 0.04)
 WITH_RATES = (
     "cross entropy, alpha 0.1",
     "cross entropy, alpha 0.75",
