@@ -214,27 +214,31 @@ class Detector:
         cls,
         workdir: str | os.PathLike[str],
         *,
+        step: int | str = "latest",
         tta: TestTimeAugmentation | None = None,
         batch_size: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> "Detector":
-        """Returns the detector of a run of `focaljax train`, at its latest checkpoint.
+        """Returns the detector of a run of `focaljax train`.
 
         Args:
             workdir: the `--workdir` of the run.
+            step: of its checkpoint: 'latest', 'best' (of the highest AP on `eval.split`) or the number of a step.
             tta: see `__init__`; None: as the run's own `eval.tta_flip` and `eval.tta_scales` say.
             batch_size: see `__init__`.
             mesh: see `__init__`.
 
         Raises:
-            UsageError: there is no such run.
-            CheckpointError: it has no checkpoint.
+            UsageError: there is no such run, or `step` names none of it.
+            CheckpointError: it has no checkpoint, or none of this step.
         """
         # The only place below the command line that looks up to it: a run's settings are its config.
-        from focaljax.cli.evaluate import run_detector, saved_run
+        from focaljax.cli.evaluate import chosen_step, run_detector, saved_run
 
         config, path = saved_run(os.fspath(workdir), ())
-        return run_detector(config, path, tta=tta, batch_size=batch_size, mesh=mesh)
+        return run_detector(
+            config, path, step=chosen_step(config, path, str(step)), tta=tta, batch_size=batch_size, mesh=mesh
+        )
 
     def __call__(self, images: Image | Sequence[Image]) -> list[ImageDetections]:
         """Returns the objects in each image, in the order of the images; `image_id` counts them from 0.

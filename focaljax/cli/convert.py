@@ -3,13 +3,14 @@
 Usage: focaljax convert SRC DST [--to NAMES] [--norm NORM] [--force]
 
   SRC           a file of weights (.safetensors, .npz, .pth, .pt, .pkl) under the names of torchvision (RetinaNets and
-                classification ResNets), detectron2 or focaljax; or the --workdir of a run of `focaljax train`, of
-                which the latest checkpoint is used (the averaged weights, if it has them)
+                classification ResNets), detectron2 or focaljax; or the --workdir of a run of `focaljax train` (the
+                averaged weights, if it has them)
   DST           the file to write: .safetensors, .npz, .pth or .pt
   --to NAMES    focaljax or torchvision (default: torchvision from a file of torchvision or of focaljax; focaljax from a
                 run or from detectron2)
   --norm NORM   batch_norm or frozen_batch_norm: the normalisation of the model that SRC is for (default: batch_norm if
                 the file counts batches, as torch's trained layers do)
+  --step STEP   of a run: which checkpoint, latest (the default), best or the number of a step
   --force       overwrite DST
 
 .pth and .pt need torch; nothing else does. What focaljax has no place for (a classifier, counts of batches) is kept in
@@ -31,7 +32,7 @@ from ml_collections import ConfigDict
 from focaljax.cli import datasets
 from focaljax.cli.config import parse_flags
 from focaljax.cli.console import say
-from focaljax.cli.evaluate import load_detector, saved_run
+from focaljax.cli.evaluate import chosen_step, load_detector, saved_run
 from focaljax.cli.main import UsageError
 from focaljax.cli.prediction import anchor_settings, pixel_settings
 from focaljax.models.pretrained import (
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     flag_values = flags.FlagValues()
     flags.DEFINE_enum("to", None, TARGETS, "names to write", flag_values=flag_values)
     flags.DEFINE_enum("norm", None, NORMS, "of the model that SRC is for", flag_values=flag_values)
+    flags.DEFINE_string("step", "", "of a run: latest, best or a number", flag_values=flag_values)
     flags.DEFINE_bool("force", False, "overwrite DST", flag_values=flag_values)
     names = parse_flags(arguments, flag_values)
     if len(names) != 2:
@@ -65,13 +67,13 @@ def main(arguments: Sequence[str]) -> int:
     if destination.exists() and not flag_values.force:
         raise UsageError(f"{destination} exists already; --force overwrites it")
     try:
-        return _convert(source, destination, flag_values.to, flag_values.norm)
+        return _convert(source, destination, flag_values.to, flag_values.norm, flag_values.step)
     except WeightsError as error:
         raise UsageError(str(error)) from None
 
 
-def _convert(source: pathlib.Path, destination: pathlib.Path, to: str | None, norm: str | None) -> int:
-    weights = _weights_of_run(source, to, norm) if source.is_dir() else _weights_of_file(source, norm)
+def _convert(source: pathlib.Path, destination: pathlib.Path, to: str | None, norm: str | None, step: str) -> int:
+    weights = _weights_of_run(source, to, norm, step) if source.is_dir() else _weights_of_file(source, norm, step)
     try:
         model = check_complete(weights.variables)
     except WeightsError as error:
@@ -91,14 +93,16 @@ def _convert(source: pathlib.Path, destination: pathlib.Path, to: str | None, no
     return 0
 
 
-def _weights_of_file(path: pathlib.Path, norm: str | None) -> LoadedWeights:
+def _weights_of_file(path: pathlib.Path, norm: str | None, step: str) -> LoadedWeights:
+    if step:
+        raise UsageError("--step is for the workdir of a run; a file has one state")
     weights = load_variables(path, norm=norm)
     count = len(jax.tree.leaves((weights.variables, weights.extra)))
     say(f"read {path}: {count} arrays under {SOURCES[weights.source]} names")
     return weights
 
 
-def _weights_of_run(workdir: pathlib.Path, to: str | None, norm: str | None) -> LoadedWeights:
+def _weights_of_run(workdir: pathlib.Path, to: str | None, norm: str | None, step: str) -> LoadedWeights:
     if norm is not None:
         raise UsageError("--norm is for files; a run knows its own")
     config, workdir = saved_run(str(workdir), [])
@@ -110,8 +114,9 @@ def _weights_of_run(workdir: pathlib.Path, to: str | None, norm: str | None) -> 
         )
     if to == "torchvision":
         _check_settings(config, workdir)
-    step, variables, _ = load_detector(config, workdir, len(classes.names), meshes.make_mesh())
-    say(f"read step {step} of the run {workdir}")
+    chosen = chosen_step(config, workdir, step or "latest")
+    saved, variables, _ = load_detector(config, workdir, len(classes.names), meshes.make_mesh(), step=chosen)
+    say(f"read step {saved} of the run {workdir}")
     if to == "torchvision":
         say(
             "note: the file holds no settings; those of the run were "

@@ -9,7 +9,7 @@ import jax
 from absl import flags
 
 from focaljax.cli.console import say_compiled
-from focaljax.cli.evaluate import run_detector, saved_run
+from focaljax.cli.evaluate import chosen_step, run_detector, saved_run
 from focaljax.cli.main import UsageError
 from focaljax.detector import Detector
 from focaljax.evaluation.inference import TestTimeAugmentation
@@ -23,6 +23,7 @@ def define_detector_flags(flag_values: flags.FlagValues) -> None:
     for name, what in (
         ("weights", "file of weights"),
         ("workdir", "of a run of `focaljax train`"),
+        ("step", "latest, best or a number"),
         ("variant", "published detector"),
         ("classes", "file of class names"),
     ):
@@ -68,7 +69,10 @@ def detector_loader(
             config.eval.tta_flip = tta.flip
         if flag_values.scales:
             config.eval.tta_scales = tta.scales
-        return lambda: run_detector(config, workdir, **shared)
+        step = chosen_step(config, workdir, flag_values.step or "latest")
+        return lambda: run_detector(config, workdir, step=step, **shared)
+    if flag_values.step:
+        raise UsageError("--step goes with --workdir: a file of weights has one state")
     if overrides:
         raise UsageError(f"{overrides[0]}: settings go with --workdir; --weights has those of its variant")
     names = read_class_names(pathlib.Path(flag_values.classes)) if flag_values.classes else None

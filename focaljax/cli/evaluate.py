@@ -2,7 +2,9 @@
 
 Usage: focaljax evaluate --workdir DIR [--split SPLIT] [--sheets N] [--config.KEY=VALUE ...]
 
-  --workdir DIR         of a run of `focaljax train`; its latest checkpoint is used
+  --workdir DIR         of a run of `focaljax train`
+  --step STEP           which of its checkpoints: latest (the default), best (the highest AP on eval.split, as far as
+                        it is kept) or the number of a step
   --split SPLIT         train, val or test (default: the config's eval.split)
   --sheets N            how many images to draw, detections beside ground truth (default 24; 0: none)
   --config.KEY=VALUE    overrides a setting of the groups `eval` and `data` (but those of the pixels, which the network
@@ -55,6 +57,7 @@ from focaljax.models.retinanet import RetinaNet
 from focaljax.training import mesh as meshes
 from focaljax.training.checkpoints import Checkpoints
 from focaljax.training.classification import is_softmax
+from focaljax.training.metrics import best_record, read_metrics
 from focaljax.training.programs import Compilation, ProgramPerShape
 
 _IMAGES_ON_A_SHEET = 4
@@ -67,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     overrides, others = split_config_flags(arguments)
     flag_values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "of a run of `focaljax train`", flag_values=flag_values)
+    flags.DEFINE_string("step", "latest", "latest, best or a number", flag_values=flag_values)
     flags.DEFINE_string("split", "", "train, val or test", flag_values=flag_values)
     flags.DEFINE_integer("sheets", 24, "how many images to draw", lower_bound=0, flag_values=flag_values)
     define_process_flags(flag_values)
@@ -74,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {unexpected[0]!r}; see `focaljax evaluate --help`")
     config, workdir = saved_run(flag_values.workdir, overrides)
     split = flag_values.split or config.eval.split
+    chosen = chosen_step(config, workdir, flag_values.step)
     split_cpu(config.cpu_devices, config.eval.batch_size)
     join_processes(flag_values.coordinator, flag_values.processes, flag_values.process, notes_sigterm=False)
     mesh = meshes.make_mesh()
@@ -83,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"--config.eval.batch_size: {error}") from None
     source = datasets.make_source(config, split, classes=datasets.load_classes(workdir))
     report_data(source, split)
-    step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh)
+    step, variables, predict_step = load_detector(config, workdir, len(source.class_names), mesh, step=chosen)
     say(f"evaluating step {step} of {workdir} on {split}")
     measure = predict_split(
         config,
@@ -173,12 +178,38 @@ def saved_run(workdir: str, overrides: Sequence[str]) -> tuple[ConfigDict, pathl
     return config, pathlib.Path(workdir)
 
 
+def chosen_step(config: ConfigDict, workdir: pathlib.Path, name: str) -> int | None:
+    """Returns the step of the checkpoint that `--step` names; None: the latest.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if name == "latest":
+        return None
+    if name == "best":
+        best = best_record(read_metrics(workdir), config.eval.split)
+        if best is None:
+            raise UsageError(f"--step=best: {workdir}/metrics.jsonl has no AP on {config.eval.split}")
+        return best["step"]
+    if not (name.isascii() and name.isdigit()):
+        raise UsageError(f"--step={name}: expected latest, best or the number of a step")
+    return int(name)
+
+
 def load_detector(
-    config: ConfigDict, workdir: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh
+    config: ConfigDict, workdir: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh, *, step: int | None = None
 ) -> tuple[int, Any, Callable[[Any, Any], Detections]]:
-    """Returns the step of a run's latest checkpoint, its variables for evaluation and the compiled prediction step."""
+    """Returns the step of a run's checkpoint, its variables for evaluation and the compiled prediction step.
+
+    Args:
+        config: of the run.
+        workdir: likewise.
+        num_classes: of its data.
+        mesh: of the devices.
+        step: of the checkpoint; None: the latest.
+    """
     model = build.make_model(config, num_classes)
-    step, variables = _restored(config, workdir, model, mesh)
+    step, variables = _restored(config, workdir, model, mesh, step)
     predict_step = prediction.compiled_predict_step(config, model, mesh)
     return step, variables, ProgramPerShape(predict_step, "prediction step", say_compiled)
 
@@ -187,16 +218,17 @@ def run_detector(
     config: ConfigDict,
     workdir: pathlib.Path,
     *,
+    step: int | None = None,
     tta: TestTimeAugmentation | None = None,
     batch_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     on_compile: Callable[[Compilation], None] = lambda _: None,
 ) -> Detector:
-    """Returns the detector of a run at its latest checkpoint; tta None: as the config says."""
+    """Returns the detector of a run at a checkpoint; step None: its latest; tta None: as the config says."""
     mesh = meshes.make_mesh(jax.devices()[:1]) if mesh is None else mesh
     classes = datasets.load_classes(workdir)
     model = build.make_model(config, len(classes.names))
-    step, variables = _restored(config, workdir, model, mesh)
+    step, variables = _restored(config, workdir, model, mesh, step)
     height, width = config.data.image_size
     return Detector(
         model,
@@ -219,13 +251,13 @@ def run_detector(
 
 
 def _restored(
-    config: ConfigDict, workdir: pathlib.Path, model: RetinaNet, mesh: jax.sharding.Mesh
+    config: ConfigDict, workdir: pathlib.Path, model: RetinaNet, mesh: jax.sharding.Mesh, step: int | None
 ) -> tuple[int, dict[str, Any]]:
-    """Returns the step of a run's latest checkpoint and its variables for evaluation."""
+    """Returns the step of a run's checkpoint, None: the latest, and its variables for evaluation."""
     optimizer, _ = build.make_optimizer_and_schedule(config)
     abstract = build.abstract_state(config, build.initial_state(config, model, optimizer, mesh), mesh)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step, state = checkpoints.restore_latest(abstract)
+        step, state = checkpoints.restore_latest(abstract, only=step)
     return step, state.evaluation_variables()
 
 

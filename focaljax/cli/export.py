@@ -4,7 +4,8 @@ Usage: focaljax export (--weights FILE | --workdir DIR) --out FILE [FLAGS] [IMAG
 
   --out FILE            model.stablehlo: a program for jax alone, images in, objects out, suppression inside; or
                         model.onnx: for other runtimes, boxes and scores of all anchors (needs the extra `onnx`)
-  --workdir DIR         of a run of `focaljax train`; its latest checkpoint is used
+  --workdir DIR         of a run of `focaljax train`
+  --step STEP           with --workdir: which checkpoint, latest (the default), best or the number of a step
   --weights FILE        or a file of weights, as `focaljax predict` takes it, with its --variant, --norm_epsilon and
                         --classes
   --image_size H,W      with --weights: height and width that the file takes (default: what a photo of 640 x 480 gets)

@@ -3,8 +3,9 @@
 Usage: focaljax predict (--weights FILE | --workdir DIR) [FLAGS] IMAGE...
 
   --weights FILE        a RetinaNet of torchvision or detectron2, or of `focaljax convert`: .safetensors, .npz, .pkl,
-                        or .pth (needs torch)
-  --workdir DIR         or of a run of `focaljax train`; its latest checkpoint is used
+                        or .pth or .pt (which need torch)
+  --workdir DIR         or of a run of `focaljax train`
+  --step STEP           with --workdir: which checkpoint, latest (the default), best or the number of a step
   --out DIR             where the pictures and the JSON files go (default: predictions)
   --min_score S         detections below are neither drawn nor written to predictions.json (default 0.3)
   --batch_size B        images of one shape that go through the network together (default: 1 on CPUs, 8 a device else)

@@ -31,7 +31,7 @@ from focaljax.evaluation.curves import curves_figure
 from focaljax.evaluation.detections import ImageDetections
 from focaljax.evaluation.page import Page
 from focaljax.evaluation.sheets import comparison_sheet
-from focaljax.training.metrics import read_metrics, read_timings
+from focaljax.training.metrics import best_record, read_metrics, read_timings
 
 _IOUS = (0.5, 0.75)
 _OF_A_START = {"time", "step", "devices", "versions", "command"}
@@ -63,11 +63,6 @@ class Run:
     def last_step(self) -> int:
         """The last step that stands in the records; 0: none yet."""
         return max((record["step"] for record in self.records), default=0)
-
-    def best(self, split: str) -> dict[str, Any] | None:
-        """Returns the record of the evaluation with the highest AP, the first of equals; None: there is none."""
-        evaluations = [record for record in self.records if record["split"] == split and record.get("AP") is not None]
-        return max(evaluations, key=lambda record: record["AP"], default=None)
 
     def state(self) -> str:
         """Returns in words how far the run is."""
@@ -150,7 +145,7 @@ def run_page(workdir: pathlib.Path, split: str, *, min_score: float, num_picture
 
 def _add_summary(page: Page, run: Run, split: str, evaluation: dict[str, Any] | None) -> None:
     page.section("Summary")
-    config, best = run.config, run.best(run.config.eval.split)
+    config, best = run.config, best_record(run.records, run.config.eval.split)
     rows: list[tuple[str, object]] = [("workdir", run.workdir.absolute()), ("state", run.state())]
     if evaluation is not None:
         overrides = " ".join(["", *evaluation.get("overrides", ())]).replace(" ", ", ", 1)

@@ -14,6 +14,7 @@ from focaljax.cli.report_run import Run, load_run, shown
 from focaljax.evaluation.analysis_plots import plot_label
 from focaljax.evaluation.curves import runs_figure
 from focaljax.evaluation.page import Page
+from focaljax.training.metrics import best_record
 
 # Below the header of a table in Markdown.
 _RULE = re.compile(r"\|?[-:| ]+\|?")
@@ -68,7 +69,7 @@ def _cells(line: str) -> list[str]:
 
 def _row(workdir: pathlib.Path, run: Run) -> tuple[object, ...]:
     split = run.config.eval.split
-    best = run.best(split)
+    best = best_record(run.records, split)
     count = sum(record["split"] == split for record in run.records)
     seconds = sum(timing["seconds"] for timing in run.timings)
     numbers = (shown(best["AP"]), best["step"]) if best else ("-", "-")

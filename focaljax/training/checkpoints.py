@@ -146,7 +146,7 @@ class Checkpoints:
         """Returns the settings that were saved with a step."""
         return self._manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
 
-    def restore_latest(self, state: Any) -> tuple[int, Any]:
+    def restore_latest(self, state: Any, *, only: int | None = None) -> tuple[int, Any]:
         """Returns the latest step whose checkpoint can be read, and its state.
 
         A checkpoint that was damaged after it was written is passed over with a warning and, unless these checkpoints
@@ -155,6 +155,7 @@ class Checkpoints:
         Args:
             state: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct`s, or a state). The devices may be
                 others than those that it was saved from.
+            only: the one step to look at; None: all.
 
         Raises:
             MismatchError: the latest whole checkpoint has other arrays, shapes or dtypes; the message names them.
@@ -162,7 +163,12 @@ class Checkpoints:
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         failures: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        saved = sorted(self._manager.all_steps(), reverse=True)
+        candidates = [step for step in saved if only in (None, step)]
+        if saved and not candidates:
+            there = ", ".join(map(str, reversed(saved)))
+            raise CheckpointError(f"no checkpoint of step {only} in {self.folder}: there are those of steps {there}")
+        for step in candidates:
             # All processes take the same one, and files may look different to each for a moment.
             damage = agree(_damage(self.folder / str(step)) if is_primary() else "")
             restored = None

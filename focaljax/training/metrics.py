@@ -77,8 +77,8 @@ class MetricsWriter:
 
     def best_step(self, split: str, name: str) -> int | None:
         """Returns the step whose written record of a split has the highest value, the first of equals; None: none."""
-        values = {r["step"]: r[name] for r in self._records if r["split"] == split and r.get(name) is not None}
-        return max(values, key=lambda step: (values[step], -step), default=None)
+        best = best_record(self._records, split, name)
+        return None if best is None else best["step"]
 
     def write(
         self, step: int, split: str, values: Values | Future[Values], *, timings: Mapping[str, float] | None = None
@@ -146,6 +146,12 @@ class MetricsWriter:
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """Returns the records of a run in the order of their writing; a last line that was cut off is left out."""
     return _read_lines(pathlib.Path(workdir) / "metrics.jsonl")
+
+
+def best_record(records: Sequence[dict[str, Any]], split: str, name: str = "AP") -> dict[str, Any] | None:
+    """Returns the record of a split that has the highest value, the first of equals; None: none has one."""
+    of_split = [record for record in records if record["split"] == split and record.get(name) is not None]
+    return max(of_split, key=lambda record: (record[name], -record["step"]), default=None)
 
 
 def read_timings(workdir: str | pathlib.Path) -> list[dict[str, Any]]:

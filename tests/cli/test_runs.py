@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from focaljax.cli import build
 from focaljax.cli.config import load_config
 from focaljax.cli.main import main
+from focaljax.detector import Detector
 from focaljax.training import mesh as meshes
 from focaljax.training.metrics import read_metrics
 from focaljax.training.state import TrainState
@@ -160,6 +162,32 @@ def samples(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("samples")
     assert main(["samples", *tiny, "--out", str(out), "--split", "test", "--count", "8"]) == 0
     return out
+
+
+def test_a_checkpoint_is_chosen_by_its_step_or_as_the_best(finished_run, tiny, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    # As if the evaluation after step 4 had been the best.
+    records.append({**records[-1], "step": 4, "split": "val", "AP": 1.0})
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name, step in (("best", 4), ("4", 4), ("6", 6), ("latest", 6)):
+        assert main(["evaluate", "--workdir", str(workdir), "--sheets=0", f"--step={name}"]) == 0
+        assert f"evaluating step {step} of" in capsys.readouterr().out
+    weights = {step: Detector.from_workdir(workdir, step=step).variables() for step in ("best", 4, "latest")}
+    same = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))  # noqa: E731
+    assert same(weights["best"], weights[4])
+    assert not same(weights["best"], weights["latest"])
+    assert main(["convert", str(workdir), str(tmp_path / "four.npz"), "--step=4"]) == 0
+    assert "read step 4 of the run" in capsys.readouterr().out
+    for name, words in (
+        ("first", "expected latest, best or the number of a step"),
+        ("5", "there are those of steps 4, 6"),
+    ):
+        assert main(["evaluate", "--workdir", str(workdir), f"--step={name}"]) != 0
+        assert words in capsys.readouterr().err
+    assert main(["evaluate", "--workdir", str(workdir), "--step=best", "--config.eval.split=test"]) != 0
+    assert "has no AP on test" in capsys.readouterr().err
 
 
 def test_predict_draws_each_image_and_writes_one_json(finished_run, samples, tmp_path, capsys):

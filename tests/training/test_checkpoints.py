@@ -49,6 +49,19 @@ def test_only_the_latest_are_kept(tmp_path, state):
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 4]
 
 
+def test_one_step_is_restored_and_no_other(tmp_path, state):
+    save(tmp_path, (1, jax.tree.map(jnp.zeros_like, state)), (2, state))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        step, restored = checkpoints.restore_latest(state, only=1)
+        assert step == 1
+        assert not restored["weights"].any()
+        with pytest.raises(CheckpointError, match="no checkpoint of step 3 in .*: there are those of steps 1, 2"):
+            checkpoints.restore_latest(state, only=3)
+    damage(tmp_path, 1)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(CheckpointError, match="step 1: "):
+        checkpoints.restore_latest(state, only=1)
+
+
 def test_damaged_checkpoint_is_passed_over_and_named(tmp_path, state, caplog):
     save(tmp_path, (1, state), (2, state))
     damage(tmp_path, 2)
