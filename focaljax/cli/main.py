@@ -34,6 +34,8 @@ Usage: focaljax VERB [FLAGS]     `focaljax VERB --help` explains a verb
 
 {verbs}
 
+focaljax --version tells the version; with FOCALJAX_TRACEBACK=1 an error shows where it came from.
+
 Example:
   focaljax train --config configs/shapes.py --workdir runs/shapes
 """

@@ -3,7 +3,8 @@
 Usage: focaljax train --config FILE --workdir DIR [--config.KEY=VALUE ...]
 
   --config FILE         a Python file with get_config(), such as those in configs/
-  --config.KEY=VALUE    overrides one setting, e.g. --config.loss.gamma=1.5
+  --config.KEY=VALUE    overrides one setting, e.g. --config.loss.gamma=1.5; focaljax/cli/defaults.py lists all settings
+                        with what they mean
   --workdir DIR         where everything goes; the same command again goes on where the run stopped
   --coordinator HOST:PORT --processes N --process I
                         one run of N processes, of which this is number I (0 is at HOST:PORT); on Cloud TPU pods, under
