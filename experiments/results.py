@@ -34,6 +34,11 @@ them. Each is a folder of `experiments/` and one command; **what was run here ha
 All figures were made on small data on a CPU: they show in which order settings stand and where a setting fails, not
 what a large detector reaches. This page is made from the `results.csv` of each by `python experiments/results.py`.
 
+`shapes` is configs/shapes_imbalanced.py (images that the program draws, 104 px, at most one object), `bccd`
+configs/bccd_quarter.py (photographs of blood cells, 120 x 160 px): short trainings of small detectors, not those of the
+README. AP is that of the last weights on val, 400 and 87 images. Names in brackets, such as (`balance`), are folders of
+`experiments/`; a + behind a commit says that code or configs had changes.
+
 ± is the standard deviation over seeds. {spread}
 Two rows of one seed each that are closer than about three times that may stand the other way round with another seed.
 """
