@@ -138,8 +138,11 @@ def _figure(path: pathlib.Path) -> str:
         return "Planned.\n"
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join([*lines, "", f"![{path.parent.name}]({path.parent.name}.png)"]) + "\n"
+    # From there on it says how it was made, in each row the same.
+    count = header.index("run")
+    lines = [f"| {' | '.join(cells[:count])} |" for cells in (header, ["---"] * len(header), *rows)]
+    made = "; ".join(f"{name} {value}" for name, value in zip(header[count:], rows[0][count:], strict=True) if value)
+    return "\n".join([f"Of {made}.", "", *lines, "", f"![{path.parent.name}]({path.parent.name}.png)"]) + "\n"
 
 
 def _all(results: Iterable[Mapping[str, Any]], name: str) -> list[str]:

@@ -11,7 +11,7 @@ import argparse
 import csv
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from focaljax.cli import build, datasets, prediction
 from focaljax.cli.console import track
 from focaljax.cli.evaluate import load_detector, saved_run
 from focaljax.cli.main import UsageError
+from focaljax.cli.sweep_runs import provenance
 from focaljax.data.example import DataError, Example
 from focaljax.data.transforms import resize_and_pad
 from focaljax.detection import AnchorTargets, assign_anchors, pyramid_anchors
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (UsageError, DataError, CheckpointError) as error:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
-    write_table(options.out / "results.csv", positives, negatives)
+    made = {"run": options.workdir, "split": options.split, **provenance()}
+    write_table(options.out / "results.csv", positives, negatives, made)
     draw(options.out / "figure4.png", positives, negatives)
     print(
         f"{options.workdir}: {positives.shape[1]:,} assigned and {negatives.shape[1]:,} background anchors "
@@ -81,15 +83,17 @@ def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np
     return np.concatenate(found[0], axis=1), np.concatenate(found[1], axis=1)
 
 
-def write_table(path: pathlib.Path, positives: np.ndarray, negatives: np.ndarray) -> None:
-    """Writes how much of each sum the hardest anchors have."""
+def write_table(path: pathlib.Path, positives: np.ndarray, negatives: np.ndarray, made: Mapping[str, str]) -> None:
+    """Writes how much of each sum the hardest anchors have, and of what run, where and with what it was made."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["anchors", "gamma", "number", "sum", *(f"hardest {share:g}" for share in HARDEST)])
+        writer.writerow(["anchors", "gamma", "number", "sum", *(f"hardest {share:g}" for share in HARDEST), *made])
         for name, values in (("positive", positives), ("negative", negatives)):
             for gamma, of_gamma in zip(GAMMAS, values, strict=True):
                 shares = [f"{share_of_hardest(of_gamma, share):.4f}" for share in HARDEST]
-                writer.writerow([name, gamma, len(of_gamma), f"{of_gamma.sum(dtype=np.float64):.6g}", *shares])
+                writer.writerow(
+                    [name, gamma, len(of_gamma), f"{of_gamma.sum(dtype=np.float64):.6g}", *shares, *made.values()]
+                )
 
 
 def share_of_hardest(loss: np.ndarray, share: float) -> float:

@@ -43,7 +43,7 @@ def _run_one(plan: Plan, run: Run, children: "Children") -> int:
     name = f"run {run.index}: {run.row.name}, seed {run.seed}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        made_with = _provenance()
+        made_with = provenance()
         start = time.perf_counter()
         with (folder / "log.txt").open("a") as log:
             code = children.run([sys.executable, "-m", "focaljax", *plan.command(run)], log)
@@ -130,7 +130,7 @@ class Children:
                 child.send_signal(number)
 
 
-def _provenance() -> dict[str, str]:
+def provenance() -> dict[str, str]:
     """Returns where and with what a run is made that begins now."""
     packages = ("focaljax", "jax", "jaxlib", "flax", "optax")
     return {
