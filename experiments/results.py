@@ -3,7 +3,8 @@
 python experiments/results.py
 
 In a README what stands before the mark `<!-- results -->` is written by hand: what the paper claims, and what was seen.
-What follows it is made here. docs/results.md is all of them, one after the other.
+What follows it is made here. docs/results.md is all of them, one after the other, behind the summary in README.md of
+this folder, which is written by hand too.
 """
 
 import csv
@@ -60,7 +61,10 @@ def document() -> str:
         result for name in EXPERIMENTS for result in read_results(FOLDER / name / "results.csv") if "seed" in result
     ]
     head = HEAD.format(spread=" ".join(spread_of_seeds(of_all)))
-    return "\n".join([head, *(_as_section((FOLDER / name / "README.md").read_text(), name) for name in EXPERIMENTS)])
+    summary = (FOLDER / "README.md").read_text()
+    return "\n".join(
+        [head, summary, *(_as_section((FOLDER / name / "README.md").read_text(), name) for name in EXPERIMENTS)]
+    )
 
 
 def spread_of_seeds(results: Iterable[Mapping[str, Any]]) -> list[str]:
