@@ -12,7 +12,7 @@ import cv2
 import pytest
 
 from focaljax.cli import sweep_runs
-from focaljax.cli.config import load_config
+from focaljax.cli.config import load_config, save_config
 from focaljax.cli.main import main
 from focaljax.cli.sweep import load_sweep
 from focaljax.cli.sweep_report import read_results, table, write_report
@@ -24,6 +24,27 @@ from tests.cli.test_usage import fails
 @pytest.fixture
 def fast(data_root):
     return [f"--config.data.root={data_root}", "--config.optim.steps=3", "--config.checkpoint.every=1"]
+
+
+@pytest.fixture
+def fake_runs(monkeypatch):
+    """Runs take no time: each gives its seed as AP, or what is said for its seed, after what is to happen meanwhile."""
+    fake = types.SimpleNamespace(commands=[], AP_of={}, meanwhile=lambda: None)
+
+    def run(_, command, log):
+        fake.commands.append(command)
+        fake.meanwhile()
+        seed = int(next(word for word in command if word.startswith("--config.seed=")).partition("=")[2])
+        AP = fake.AP_of.get(seed, seed / 100)
+        workdir = pathlib.Path(command[command.index("--workdir") + 1])
+        save_config(
+            load_config([f"--config={TINY}", *(word for word in command if word.startswith("--config."))]), workdir
+        )
+        (workdir / "evaluation_val.json").write_text(json.dumps({"AP": AP, "AP50": AP, "AP75": AP, "step": 3}))
+        return 0
+
+    monkeypatch.setattr(sweep_runs.Children, "run", run)
+    return fake
 
 
 def test_dry_run_prints_the_commands_of_all_runs(sweep_file, tmp_path, capsys):
@@ -67,7 +88,7 @@ def test_what_is_missing_is_run_and_the_table_is_made(sweep_file, fast, tmp_path
     assert "2 runs, 1 of them finished" in capsys.readouterr().out
 
 
-def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fast, tmp_path, capsys):
+def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fast, tmp_path, capsys, fake_runs):
     assert main(["sweep", sweep_file, "--workdir", str(tmp_path / "first"), *fast, "--index=0"]) == 0
     other = tmp_path / "other.py"
     text = SWEEP.format(config=os.path.relpath(TINY, tmp_path))
@@ -98,7 +119,7 @@ def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fa
     assert "1 runs, 0 of them finished" in capsys.readouterr().out
 
 
-def test_run_that_stands_in_the_results_is_finished_wherever_it_was_run(sweep_file, fast, tmp_path, capsys):
+def test_run_that_stands_in_the_results_is_finished_wherever_it_was_run(sweep_file, fast, tmp_path, capsys, fake_runs):
     command = ["sweep", sweep_file, *fast, "--out", str(tmp_path / "out"), "--seeds=0"]
     assert main([*command, "--workdir", str(tmp_path / "here")]) == 0
     before = read_results(tmp_path / "out" / "results.csv")
@@ -131,24 +152,6 @@ def test_run_that_fails_is_named_with_its_last_line_and_the_others_are_run(sweep
     assert "run 0: gamma 0, seed 0: FAILED with" in said
     assert "run 1: gamma 2, alpha .5, seed 0: val AP" in said
     assert "1 of 4 runs" in said
-
-
-@pytest.fixture
-def fake_runs(monkeypatch):
-    """Runs take no time: each gives its seed as AP, or what is said for its seed, after what is to happen meanwhile."""
-    fake = types.SimpleNamespace(commands=[], AP_of={}, meanwhile=lambda: None)
-
-    def run(_, command, log):
-        fake.commands.append(command)
-        fake.meanwhile()
-        seed = int(next(word for word in command if word.startswith("--config.seed=")).partition("=")[2])
-        AP = fake.AP_of.get(seed, seed / 100)
-        workdir = pathlib.Path(command[command.index("--workdir") + 1])
-        (workdir / "evaluation_val.json").write_text(json.dumps({"AP": AP, "AP50": AP, "AP75": AP, "step": 3}))
-        return 0
-
-    monkeypatch.setattr(sweep_runs.Children, "run", run)
-    return fake
 
 
 def rows_in(folder):
