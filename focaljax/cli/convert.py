@@ -1,6 +1,6 @@
 """focaljax convert: weights of torchvision, detectron2 or a run, read and written under other names.
 
-Usage: focaljax convert SRC DST [--to NAMES] [--norm NORM] [--force]
+Usage: focaljax convert SRC DST [--to NAMES] [--norm NORM] [--step STEP] [--force]
 
   SRC           a file of weights (.safetensors, .npz, .pth, .pt, .pkl) under the names of torchvision (RetinaNets and
                 classification ResNets), detectron2 or focaljax; or the --workdir of a run of `focaljax train` (the

@@ -1,6 +1,6 @@
 """focaljax evaluate: COCO metrics of a trained detector.
 
-Usage: focaljax evaluate --workdir DIR [--split SPLIT] [--sheets N] [--config.KEY=VALUE ...]
+Usage: focaljax evaluate --workdir DIR [--step STEP] [--split SPLIT] [--sheets N] [--config.KEY=VALUE ...]
 
   --workdir DIR         of a run of `focaljax train`
   --step STEP           which of its checkpoints: latest (the default), best (the highest AP on eval.split, as far as
