@@ -107,7 +107,9 @@ def test_run_with_the_settings_of_another_sweeps_is_not_run_again(sweep_file, fa
     assert taken["AP"] == original["AP"]
     assert taken["date"] == original["date"]
     assert trained["row"] == "gamma 2, alpha .5"
-    assert not (tmp_path / "second" / "small" / "another_name" / "seed0" / "log.txt").exists()
+    # The first sweep's run, and of the second what it did not take over.
+    assert len(fake_runs.commands) == 2
+    assert str(tmp_path / "second" / "small" / "gamma_2_alpha_.5" / "seed0") in fake_runs.commands[1]
     # One that has only taken over is no mistake either, but there is nothing in it.
     third = ["sweep", str(other), "--workdir", str(tmp_path / "third"), *fast, "--index=0"]
     shutil.copytree(tmp_path / "second" / "small" / "another_name", tmp_path / "taken" / "another_name")
@@ -132,6 +134,7 @@ def test_run_that_stands_in_the_results_is_finished_wherever_it_was_run(sweep_fi
     assert "2 runs, 1 of them finished" in said
     assert "run 1: gamma 2, alpha .5, seed 0: val AP" in said
     assert not (tmp_path / "there" / "small" / "gamma_0").exists()
+    assert len(fake_runs.commands) == 3
     kept, trained = read_results(tmp_path / "out" / "results.csv")
     assert kept == before[0]
     assert trained["AP"] == before[1]["AP"]
