@@ -32,8 +32,9 @@ def conv(
     The padding is explicit because 'SAME' pads an even-sized input of a strided convolution on one side only, which
     moves every feature by half a stride against the published weights and against the anchors.
 
-    One of size 1 without groups is computed as a matrix product, the same numbers: XLA's CPU backend takes up to five
-    times as long for the convolution, most of it in the gradient (docs/performance.md).
+    One of size 1 without groups is computed as a matrix product, the same numbers, but on GPUs: XLA's CPU backend takes
+    up to five times as long for the convolution, most of it in the gradient; its GPU compiler aborts at the product
+    where the stride is 2, and takes minutes to choose kernels for the others (docs/performance.md).
     """
     return nn.Conv(
         features,
@@ -50,12 +51,20 @@ def conv(
     )
 
 
-def _pointwise(x: Array, kernel: Array, window_strides: Sequence[int], *_: Any, **settings: Any) -> Array:
+def _pointwise(x: Array, kernel: Array, window_strides: Sequence[int], *others: Any, **settings: Any) -> Array:
     """Stands in for `lax.conv_general_dilated` where the kernel is `[1, 1, I, O]`, without padding or dilation."""
-    down, right = window_strides
-    x = x[:, ::down, ::right]
-    rows = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=settings["precision"])
-    return rows.reshape(*x.shape[:-1], -1)
+
+    def convolution(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, window_strides, *others, **settings)
+
+    def product(x: Array, kernel: Array) -> Array:
+        down, right = window_strides
+        x = x[:, ::down, ::right]
+        rows = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=settings["precision"])
+        return rows.reshape(*x.shape[:-1], -1)
+
+    # Which one is known when the program is lowered; nothing of the other is left in it.
+    return jax.lax.platform_dependent(x, kernel, cuda=convolution, rocm=convolution, default=product)
 
 
 class BatchNorm(nn.Module):

@@ -222,3 +222,15 @@ def test_a_1x1_convolution_as_a_matrix_product_is_that_convolution(stride, use_b
             pull(cotangent),
             pull_expected(cotangent),
         )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("platform", "is_product"), [("cpu", True), ("tpu", True), ("cuda", False), ("rocm", False)])
+def test_a_1x1_convolution_is_a_product_but_on_gpus(platform, is_product, stride):
+    # XLA's GPU compiler aborts the process at the product of a strided one.
+    layer = conv(6, 1, stride=stride, name="conv")
+    params, x = {"kernel": jnp.ones((1, 1, 5, 6))}, jnp.ones((2, 8, 8, 5))
+    step = jax.jit(jax.grad(lambda params, x: jnp.sum(layer.apply({"params": params}, x) ** 2), argnums=(0, 1)))
+    program = step.trace(params, x).lower(lowering_platforms=(platform,)).as_text()
+    products, convolutions = program.count("stablehlo.dot_general"), program.count("stablehlo.convolution")
+    assert (products, convolutions) == ((3, 0) if is_product else (0, 3))  # forward, and two gradients
