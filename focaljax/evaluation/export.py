@@ -19,15 +19,34 @@ Array = jax.Array
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OUTPUTS = ("boxes_xyxy", "scores", "labels", "is_detection")
 
-# Of float32 sums in another order through fifty layers: 1e-3 px of a coordinate near 1000 and 4e-6 of a score were
-# seen. A wrong program is off by whole pixels.
-BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-5
-# onnxruntime's group normalisation of half padded images: 6e-5 was seen.
-ONNX_SCORE_TOLERANCE = 2e-4
-
 
 class ExportError(Exception):
     """An exported program cannot be run, or does not find what its detector finds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """What rounding alone can do between two programs of one detector.
+
+    Attributes:
+        box: difference of a corner, in pixels.
+        score: difference of a score.
+        others: share of the objects that only one of them finds, as the suppression of one box decides about others;
+            if it is not 0, two of an image may be such however few there are.
+    """
+
+    box: float
+    score: float
+    others: float = 0.0
+
+
+# Of float32 sums in another order through fifty layers: 1e-3 px of a coordinate near 1000 and 4e-6 of a score were
+# seen. A wrong program is off by whole pixels.
+FLOAT32 = Tolerance(box=1e-2, score=1e-5)
+# Of activations with 8 bits of mantissa, rounded in other places: 0.09 px and 0.002 were seen.
+BFLOAT16 = Tolerance(box=2.0, score=2e-2, others=0.02)
+# onnxruntime's group normalisation of half padded images: 6e-5 was seen.
+ONNX = Tolerance(box=1e-2, score=2e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +57,13 @@ class Differences:
         count: boxes that were compared.
         box: the largest difference of a corner, in pixels.
         score: the largest difference of a score.
+        others: objects that only one of the programs finds, beside those that were compared.
     """
 
     count: int
     box: float
     score: float
+    others: int = 0
 
 
 def export_detector(
@@ -119,29 +140,35 @@ def make_anchor_step(
 
 
 def compare_detections(
-    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], *, score_threshold: float = 0.0
+    expected: Mapping[str, np.ndarray],
+    actual: Mapping[str, np.ndarray],
+    *,
+    tolerance: Tolerance = FLOAT32,
+    score_threshold: float = 0.0,
 ) -> Differences:
     """Returns the largest differences between the detections of the same images by two programs.
 
     Each detection is compared with the one that is nearest to it: of detections with nearly the same score either may
     come first. Only one that rounding can have decided about may be missing on either side: its score is the threshold,
-    or that of the last which there is room for, within `SCORE_TOLERANCE`.
+    or that of the last which there is room for, within the tolerance.
 
     Args:
         expected: by name the arrays of `Detections` with a leading batch axis.
         actual: likewise.
+        tolerance: where it lets some objects be others, those without one that is near enough are counted as such.
         score_threshold: of both.
 
     Raises:
-        ExportError: an image has another number of detections of some class.
+        ExportError: an image has another number of detections of some class, or more than the tolerance's share of all
+            objects are others.
 
     Example:
         >>> one = {"boxes_xyxy": np.ones((1, 1, 4)), "scores": np.ones((1, 1)), "labels": np.ones((1, 1), int)}
         >>> one["is_detection"] = np.ones((1, 1), bool)
         >>> compare_detections(one, {**one, "boxes_xyxy": np.full((1, 1, 4), 1.5)})
-        Differences(count=1, box=0.5, score=0.0)
+        Differences(count=1, box=0.5, score=0.0, others=0)
     """
-    boxes, scores = [0.0], [0.0]
+    boxes, scores, others = [0.0], [0.0], 0
     for row in range(len(expected["labels"])):
         mine, other = (
             [each[name][row][each["is_detection"][row]] for name in OUTPUTS[:3]] for each in (expected, actual)
@@ -149,8 +176,10 @@ def compare_detections(
         is_free, missing = np.ones(len(other[2]), bool), []
         for box, score, label in zip(*mine, strict=True):
             apart = np.abs(other[0] - box).max(axis=1), np.abs(other[1] - score)
-            distance = np.maximum(apart[0] / BOX_TOLERANCE, apart[1] / SCORE_TOLERANCE)
+            distance = np.maximum(apart[0] / tolerance.box, apart[1] / tolerance.score)
             is_candidate = is_free & (other[2] == label)
+            if tolerance.others:
+                is_candidate &= distance <= 1.0
             if not is_candidate.any():
                 missing.append(score)
                 continue
@@ -158,17 +187,19 @@ def compare_detections(
             is_free[nearest] = False
             boxes.append(float(apart[0][nearest]))
             scores.append(float(apart[1][nearest]))
-        if any(
-            score > _lowest_kept(each, row, score_threshold) + SCORE_TOLERANCE
+        lacking = sum(
+            score > _lowest_kept(each, row, score_threshold) + tolerance.score
             for each, scores_of_lacking in ((actual, missing), (expected, other[1][is_free]))
             for score in scores_of_lacking
-        ):
+        )
+        if lacking > (max(2, tolerance.others * (len(mine[2]) + len(other[2]))) if tolerance.others else 0):
             raise ExportError(
                 f"the exported file is wrong and was removed: in image {row + 1} of {len(expected['labels'])} it finds "
                 f"{len(other[2])} objects with the labels {_some(other[2])}, the detector {len(mine[2])} with "
-                f"{_some(mine[2])}"
+                f"{_some(mine[2])}; {lacking} of them have no counterpart"
             )
-    return Differences(count=len(boxes) - 1, box=max(boxes), score=max(scores))
+        others += int(lacking)
+    return Differences(count=len(boxes) - 1, box=max(boxes), score=max(scores), others=others)
 
 
 def _lowest_kept(detections: Mapping[str, np.ndarray], row: int, score_threshold: float) -> float:
@@ -177,14 +208,14 @@ def _lowest_kept(detections: Mapping[str, np.ndarray], row: int, score_threshold
     return max(score_threshold, float(detections["scores"][row].min(initial=1.0))) if is_full else score_threshold
 
 
-def check_differences(differences: Differences, *, score_tolerance: float = SCORE_TOLERANCE) -> None:
+def check_differences(differences: Differences, tolerance: Tolerance = FLOAT32) -> None:
     """Raises ExportError if boxes and scores are further apart than rounding explains."""
     # So that NaN fails.
-    if not (differences.box <= BOX_TOLERANCE and differences.score <= score_tolerance):
+    if not (differences.box <= tolerance.box and differences.score <= tolerance.score):
         raise ExportError(
             f"the exported file is wrong and was removed: its boxes differ from the detector's by up to "
-            f"{differences.box:.2g} px and its scores by up to {differences.score:.2g}; {BOX_TOLERANCE:g} px and "
-            f"{score_tolerance:g} can be rounding"
+            f"{differences.box:.2g} px and its scores by up to {differences.score:.2g}; {tolerance.box:g} px and "
+            f"{tolerance.score:g} can be rounding"
         )
 
 
@@ -199,8 +230,8 @@ def check_among(detections: Mapping[str, np.ndarray], boxes_xyxy: np.ndarray, sc
     for row, is_detection in enumerate(detections["is_detection"]):
         for index in np.flatnonzero(is_detection):
             box, score, label = (detections[name][row, index] for name in OUTPUTS[:3])
-            is_near = np.abs(boxes_xyxy[row] - box).max(axis=1) <= BOX_TOLERANCE
-            if not (is_near & (np.abs(scores[row, :, label] - score) <= ONNX_SCORE_TOLERANCE)).any():
+            is_near = np.abs(boxes_xyxy[row] - box).max(axis=1) <= ONNX.box
+            if not (is_near & (np.abs(scores[row, :, label] - score) <= ONNX.score)).any():
                 raise ExportError(
                     f"the exported file is wrong and was removed: in image {row + 1} of {len(scores)} no anchor has "
                     f"the box {box.round(1).tolist()} that the detector finds with label {label} and score {score:.3f}"

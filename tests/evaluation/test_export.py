@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from focaljax.detection import candidates, pyramid_anchors
 from focaljax.evaluation.export import (
+    BFLOAT16,
     OUTPUTS,
     Differences,
     ExportError,
@@ -164,6 +165,23 @@ def test_only_an_object_at_the_edge_of_what_is_kept_may_be_missing(is_missing_in
     for score in (edge + 1e-3, 0.65):
         with pytest.raises(ExportError, match="image 1 of 1"):
             compare(score)
+
+
+def test_bfloat16_may_move_boxes_and_decide_otherwise_about_a_few():
+    expected = detections(100)
+    moved = {**expected, "boxes_xyxy": expected["boxes_xyxy"] + 0.09, "scores": expected["scores"] - 0.002}
+    found = compare_detections(expected, moved, tolerance=BFLOAT16)
+    assert (found.count, found.others) == (200, 0)
+    check_differences(found, BFLOAT16)
+    with pytest.raises(ExportError, match="differ from the detector's"):
+        check_differences(found)
+
+    moved["boxes_xyxy"][1, :2] += 500
+    found = compare_detections(expected, moved, tolerance=BFLOAT16)
+    assert (found.count, found.others) == (198, 4)
+    moved["boxes_xyxy"][1, 2] += 500
+    with pytest.raises(ExportError, match=r"image 2 of 2 .* 6 of them have no counterpart"):
+        compare_detections(expected, moved, tolerance=BFLOAT16)
 
 
 @pytest.mark.parametrize("field", ["box", "score"])
