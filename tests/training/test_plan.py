@@ -222,7 +222,7 @@ def test_gpu_compiler_plans_for_gpus():
         "put = meshes.replicated(mesh), meshes.split_batch(mesh)\n"
         "step = jax.jit(lambda w, x: jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w), in_shardings=put)\n"
         "shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((128, 256), (64, 128))]\n"
-        "program = plan.compile_program(step.trace(*shapes), 16, {'xla_gpu_enable_triton_gemm': False})\n"
+        "program = plan.compile_program(step.trace(*shapes), 16, {'xla_gpu_autotune_level': 0})\n"
         "print(program.memory.total > 0, {one.group for one in program.collectives})\n"
     )
     # A process of its own: the tests' JAX is bound to the CPU.
