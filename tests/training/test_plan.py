@@ -209,10 +209,19 @@ def test_tpu_compiler_plans_for_chips_that_are_not_there(monkeypatch):
         topologies.tpu_devices(parse_topology("v5e:3x3"))
 
 
-@pytest.mark.skipif(
+needs_gpu_compiler = pytest.mark.skipif(
     not any(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin")),
     reason="needs the GPU compiler: pip install 'focaljax[cuda]'",
 )
+
+
+def run_alone(script):
+    """Runs Python in a process of its own, as the tests' JAX is bound to the CPU; returns the process that ended."""
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    return subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+
+
+@needs_gpu_compiler
 def test_gpu_compiler_plans_for_gpus():
     script = (
         "import jax, jax.numpy as jnp\n"
@@ -225,7 +234,22 @@ def test_gpu_compiler_plans_for_gpus():
         "program = plan.compile_program(step.trace(*shapes), 16, {'xla_gpu_autotune_level': 0})\n"
         "print(program.memory.total > 0, {one.group for one in program.collectives})\n"
     )
-    # A process of its own: the tests' JAX is bound to the CPU.
-    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
-    answer = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    answer = run_alone(script)
     assert answer.stdout == "True {16}\n", answer.stderr
+
+
+@needs_gpu_compiler
+def test_gpu_compiler_takes_strided_convolutions_of_size_1():
+    # As a product it aborts.
+    answer = run_alone(
+        "import jax, jax.numpy as jnp\n"
+        "from focaljax.models import layers\n"
+        "from focaljax.training import mesh as meshes, plan, topologies\n"
+        "mesh = meshes.make_mesh(topologies.gpu_devices(topologies.parse_topology('gpu:1')))\n"
+        "layer = layers.conv(64, 1, stride=2, name='conv')\n"
+        "loss = lambda w, x: jnp.sum(jnp.tanh(layer.apply({'params': {'kernel': w}}, x)))\n"
+        "step = jax.jit(jax.grad(loss), in_shardings=meshes.replicated(mesh))\n"
+        "shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 1, 32, 64), (8, 40, 40, 32))]\n"
+        "print(plan.compile_program(step.trace(*shapes), 1, {'xla_gpu_autotune_level': 0}).memory.total > 0)\n"
+    )
+    assert answer.stdout == "True\n", answer.stderr
