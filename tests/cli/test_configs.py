@@ -20,6 +20,7 @@ NUM_CLASSES = {
     "voc_0712": 20,
     "lvis_v1": 1203,
     "bccd": 3,
+    "bccd_gpu": 3,
     "bccd_quarter": 3,
     "bccd_finetune": 3,
 }
