@@ -44,6 +44,19 @@ def get_sweep():
                 for name, loss in LOSSES.items()
                 for prior in (0.01, 0.1, 0.5)
             ),
+            # Which of the two makes the bias needed, the optimiser or that gradients are not clipped.
+            *(
+                Row(
+                    f"{name}: cross entropy, prior {_shown(prior)}",
+                    {**settings, **LOSSES["cross entropy"], "model.prior": prior},
+                    data=("shapes",),
+                )
+                for name, settings in (
+                    ("SGD, clipped", {key: value for key, value in SGD.items() if key != "optim.clip_norm"}),
+                    ("AdamW, not clipped", {"optim.clip_norm": 0.0, "optim.nonfinite": "skip"}),
+                )
+                for prior in (0.01, 0.5)
+            ),
             *(
                 Row(
                     f"SGD, not clipped: {name}, prior {_shown(prior)}",
