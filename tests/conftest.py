@@ -4,6 +4,7 @@ The environment is set here, before any test imports jax, and holds for each wor
 """
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -20,12 +21,14 @@ LONGEST_FILES = (
     "tests/parity/test_detectors.py",
     "tests/training/test_step.py",
 )
-# Most of the time goes into compiling programs that run for milliseconds: with hardly any optimisation and the older
-# way of writing fused loops they are compiled in half of it or less. tests/users_programs.py compiles as users do.
+# Most of the time goes into compiling programs that run for milliseconds: with hardly any optimisation and, where XLA
+# still has it, the older way of writing fused loops they are compiled in half of it or less. tests/users_programs.py
+# compiles as users do.
+HAS_OLDER_LOOPS = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
 _FLAGS = (
     f"--xla_force_host_platform_device_count={NUM_DEVICES}",
     "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
+    *(("--xla_cpu_use_fusion_emitters=false",) if HAS_OLDER_LOOPS else ()),
 )
 
 if "jax" in sys.modules:

@@ -2,8 +2,10 @@
 
 import jax
 
+from tests.conftest import HAS_OLDER_LOOPS
+
 # What XLA has where nothing is set.
-_OPTIONS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+_OPTIONS = {"xla_backend_optimization_level": 3} | ({"xla_cpu_use_fusion_emitters": True} if HAS_OLDER_LOOPS else {})
 
 
 def jit_as_users(function, **options):
