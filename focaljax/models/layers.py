@@ -34,7 +34,7 @@ def conv(
 
     One of size 1 without groups is computed as a matrix product, the same numbers, but on GPUs: XLA's CPU backend takes
     up to five times as long for the convolution, most of it in the gradient; its GPU compiler aborts at the product
-    where the stride is 2, and takes minutes to choose kernels for the others (docs/performance.md).
+    where the stride is 2, and chooses kernels for the others for more than a minute (docs/performance.md).
     """
     return nn.Conv(
         features,
