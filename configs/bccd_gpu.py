@@ -11,7 +11,7 @@ Measured: test AP 0.622, AP50 0.916, AP75 0.725; val AP 0.615, AP50 0.899, AP75 
     from 20 px: 0.605, 0.610; that as it is, with quality focal loss and CIoU: 0.596, 0.598 (on a CPU: 0.592, 0.598).
     One seed each.
 Cost: 1:24 minutes of an NVIDIA H200 that four other detectors shared, 20 s of them compilation (Python 3.12, jax
-    0.11.2; 1x1 convolutions were still products, with XLA_FLAGS=--xla_gpu_enable_triton_gemm=false). Not tried on a
+    0.11.2; run while 1x1 convolutions were products, see docs/performance.md). Not tried on a
     CPU; configs/bccd.py is for that.
 """
 
