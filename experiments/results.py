@@ -25,7 +25,7 @@ DOCUMENT = FOLDER.parent / "docs" / "results.md"
 # In the paper's order, then ours.
 EXPERIMENTS = (
     "table1a", "table1b", "table1c", "table1d", "table1e", "table3", "figure4",
-    "prior", "normalizer", "optimizer", "length", "balance", "losses",
+    "prior", "normalizer", "optimizer", "length", "balance", "losses", "ghm",
 )  # fmt: skip
 MARK = "<!-- results -->\n"
 HEAD = """# Results
@@ -142,10 +142,11 @@ def _figure(path: pathlib.Path) -> str:
         return "Planned.\n"
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
-    # From there on it says how it was made, in each row the same.
+    # From there on it says how it was made.
     count = header.index("run")
     lines = [f"| {' | '.join(cells[:count])} |" for cells in (header, ["---"] * len(header), *rows)]
-    made = "; ".join(f"{name} {value}" for name, value in zip(header[count:], rows[0][count:], strict=True) if value)
+    of_all = zip(header[count:], zip(*(row[count:] for row in rows), strict=True), strict=True)
+    made = "; ".join(f"{name} {', '.join(dict.fromkeys(values))}" for name, values in of_all if any(values))
     return "\n".join([f"Of {made}.", "", *lines, "", f"![{path.parent.name}]({path.parent.name}.png)"]) + "\n"
 
 

@@ -11,8 +11,7 @@ import argparse
 import csv
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +19,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from focaljax import losses
-from focaljax.cli import build, datasets, prediction
-from focaljax.cli.console import track
-from focaljax.cli.evaluate import load_detector, saved_run
+from focaljax.cli import datasets
+from focaljax.cli.anchor_outputs import anchor_outputs
 from focaljax.cli.main import UsageError
 from focaljax.cli.sweep_runs import provenance
-from focaljax.data.example import DataError, Example
-from focaljax.data.transforms import resize_and_pad
-from focaljax.detection import AnchorTargets, assign_anchors, pyramid_anchors
-from focaljax.models.retinanet import normalize_images
-from focaljax.training import mesh as meshes
+from focaljax.data.example import DataError
 from focaljax.training.checkpoints import CheckpointError
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
@@ -63,21 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the losses of assigned and of background anchors, each `[gammas, anchors]`."""
-    config, folder = saved_run(workdir, ())
-    source = datasets.make_source(config, split, classes=datasets.load_classes(folder))
-    classes = len(source.class_names)
-    mesh = meshes.make_mesh(jax.devices()[:1])
-    _, variables, _ = load_detector(config, folder, classes, mesh)
-    height, width = config.data.image_size
-    view = functools.partial(
-        resize_and_pad, height=height, width=width, largest_sides=prediction.largest_sides_of(config)
-    )
-    of_image = _losses_of_image(config, build.make_model(config, classes), (height, width))
+    of_anchor = [
+        functools.partial(losses.sigmoid_focal_loss_with_integer_labels, alpha=None, gamma=gamma) for gamma in GAMMAS
+    ]
+    by_gamma = jax.jit(lambda logits, labels: jnp.stack([jax.vmap(loss)(logits, labels) for loss in of_anchor]))
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    count = min(images, len(source))
-    max_boxes = config.data.max_boxes or max(1, source.max_boxes)
-    for image in track(_padded(source, count, view, max_boxes), "losses of anchors", count):
-        loss, labels = jax.device_get(of_image(variables, *image))
+    for outputs in anchor_outputs(workdir, split, images):
+        loss, labels = jax.device_get((by_gamma(*outputs), outputs[1]))
         found[0].append(loss[:, labels >= 0])
         found[1].append(loss[:, labels == losses.BACKGROUND])
     return np.concatenate(found[0], axis=1), np.concatenate(found[1], axis=1)
@@ -132,42 +118,6 @@ def draw(path: pathlib.Path, positives: np.ndarray, negatives: np.ndarray) -> No
         axes.legend(frameon=False)
     panels[0].set_ylabel("share of the loss")
     figure.savefig(path, dpi=110)
-
-
-def _losses_of_image(config: Any, model: Any, shape: tuple[int, int]) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns a function from variables and an image to losses `[gammas, A]` and labels `[A]`."""
-    anchors_xyxy = np.concatenate(pyramid_anchors(shape, **prediction.anchor_settings(config)))
-    pixels = prediction.pixel_settings(config)
-
-    @jax.jit
-    def of_image(variables: Any, image: Any, size: Any, boxes: Any, labels: Any, is_crowd: Any, is_box: Any) -> Any:
-        logits, _ = model.apply(variables, normalize_images(image[None], size[None], **pixels), train=False)
-        targets: AnchorTargets = assign_anchors(
-            jnp.asarray(anchors_xyxy), boxes, labels, is_crowd, is_box, **config.matching
-        )
-        logits = jnp.concatenate(logits, axis=1)[0]
-        focal = losses.sigmoid_focal_loss_with_integer_labels
-        by_gamma = [
-            jax.vmap(functools.partial(focal, alpha=None, gamma=gamma))(logits, targets.labels) for gamma in GAMMAS
-        ]
-        return jnp.stack(by_gamma), targets.labels
-
-    return of_image
-
-
-def _padded(source: Any, count: int, view: Callable[..., Any], max_boxes: int) -> Iterator[tuple[Any, ...]]:
-    for index in range(count):
-        example: Example = source[index]
-        image, size = view(example.image)
-        scale_y, scale_x = size[0] / example.image.shape[0], size[1] / example.image.shape[1]
-        N = min(max_boxes, len(example.labels))
-        boxes = np.zeros((max_boxes, 4), np.float32)
-        boxes[:N] = example.boxes_xyxy[:N] * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
-        labels = np.zeros(max_boxes, np.int32)
-        labels[:N] = example.labels[:N]
-        is_crowd = np.zeros(max_boxes, bool)
-        is_crowd[:N] = example.is_crowd[:N]
-        yield image, np.array(size, np.int32), boxes, labels, is_crowd, np.arange(max_boxes) < N
 
 
 if __name__ == "__main__":
