@@ -25,7 +25,7 @@ DOCUMENT = FOLDER.parent / "docs" / "results.md"
 # In the paper's order, then ours.
 EXPERIMENTS = (
     "table1a", "table1b", "table1c", "table1d", "table1e", "table3", "figure4",
-    "prior", "normalizer", "optimizer", "length", "balance", "losses", "ghm",
+    "prior", "normalizer", "optimizer", "length", "balance", "losses", "ghm", "scores",
 )  # fmt: skip
 MARK = "<!-- results -->\n"
 HEAD = """# Results
