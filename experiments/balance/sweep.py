@@ -2,16 +2,20 @@
 
 focaljax sweep experiments/balance/sweep.py --workdir runs/balance [--config.data=bccd|coco]
 
-Gamma and alpha also change how large the classification loss is, and with it what boxes count beside it. What of their
-effect is that? Cross entropy and focal loss with box losses of three weights.
+Gamma and alpha also change how large the classification loss is, and with it what boxes count beside it; so does OHEM,
+which divides by all anchors it keeps. What of their effect is that? Each with box losses of three or four weights.
 """
 
 from focaljax.sweeps import Row, Sweep
 
-# A third of the config's, the config's, three times it.
-WEIGHTS = {"shapes": (0.5, 1.5, 4.5), "bccd": (1 / 3, 1.0, 3.0), "coco": (1 / 3, 1.0, 3.0)}
-# Name, gamma, alpha.
-LOSSES = (("cross entropy, alpha 0.75", 0.0, 0.75), ("focal loss, alpha 0.25", 2.0, 0.25))
+# A third of the config's, the config's, three times it, nine times it.
+WEIGHTS = {"shapes": (0.5, 1.5, 4.5), "bccd": (1 / 3, 1.0, 3.0, 9.0), "coco": (1 / 3, 1.0, 3.0)}
+OHEM = {"loss.mining": "ohem", "loss.mining_ratio": 0, "loss.mining_iou": 0.7, "loss.mining_size": 512}
+LOSSES = {
+    "cross entropy, alpha 0.75": {"loss.gamma": 0.0, "loss.alpha": 0.75},
+    "focal loss, alpha 0.25": {"loss.gamma": 2.0, "loss.alpha": 0.25},
+    "OHEM, NMS 0.7, 512 anchors": {"loss.classification": "cross_entropy", **OHEM},
+}
 
 
 def get_sweep():
@@ -25,10 +29,10 @@ def get_sweep():
         [
             Row(
                 f"{name}, boxes x {weight:.3g}",
-                {"loss.gamma": gamma, "loss.alpha": alpha, "loss.box_weight": weight},
+                {**settings, "loss.box_weight": weight},
                 data=tuple(data for data, weights in WEIGHTS.items() if weight in weights),
             )
-            for name, gamma, alpha in LOSSES
+            for name, settings in LOSSES.items()
             for weight in sorted({weight for weights in WEIGHTS.values() for weight in weights})
         ],
         source="Lin et al. 2017 (arXiv 1708.02002), section 4.1",
