@@ -35,7 +35,7 @@ def get_sweep():
 
 
 def _name(bins, momentum):
-    return f"{bins} parts, {f'momentum {momentum:g}' if momentum else 'each batch by itself'}"
+    return f"GHM, {bins} parts, {f'momentum {momentum:g}' if momentum else 'each batch by itself'}"
 
 
 def _counted(bins, momentum):
