@@ -58,7 +58,10 @@ def main() -> None:
 def document() -> str:
     """Returns the page of all experiments, from their READMEs."""
     of_all = [
-        result for name in EXPERIMENTS for result in read_results(FOLDER / name / "results.csv") if "seed" in result
+        result
+        for name in EXPERIMENTS
+        if (FOLDER / name / "sweep.py").exists()
+        for result in read_results(FOLDER / name / "results.csv")
     ]
     head = HEAD.format(spread=" ".join(spread_of_seeds(of_all)))
     summary = (FOLDER / "README.md").read_text()
@@ -145,9 +148,16 @@ def _figure(path: pathlib.Path) -> str:
     # From there on it says how it was made.
     count = header.index("run")
     lines = [f"| {' | '.join(cells[:count])} |" for cells in (header, ["---"] * len(header), *rows)]
-    of_all = zip(header[count:], zip(*(row[count:] for row in rows), strict=True), strict=True)
-    made = "; ".join(f"{name} {', '.join(dict.fromkeys(values))}" for name, values in of_all if any(values))
+    made = "; ".join(
+        _named(name, list(dict.fromkeys(values)))
+        for name, values in zip(header[count:], zip(*(row[count:] for row in rows), strict=True), strict=True)
+        if any(values)
+    )
     return "\n".join([f"Of {made}.", "", *lines, "", f"![{path.parent.name}]({path.parent.name}.png)"]) + "\n"
+
+
+def _named(name: str, values: Sequence[str]) -> str:
+    return f"{name} {values[0]}" if len(values) == 1 else f"{len(values)} {name}s, which results.csv names"
 
 
 def _all(results: Iterable[Mapping[str, Any]], name: str) -> list[str]:
