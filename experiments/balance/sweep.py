@@ -3,7 +3,8 @@
 focaljax sweep experiments/balance/sweep.py --workdir runs/balance [--config.data=bccd|coco]
 
 Gamma and alpha also change how large the classification loss is, and with it what boxes count beside it; so does OHEM,
-which divides by all anchors it keeps. What of their effect is that? Each with box losses of three or four weights.
+which divides by all anchors it keeps. What of their effect is that? Each with box losses of three or four weights, and the
+heaviest in a training four times as long, to be set beside `length`.
 """
 
 from focaljax.sweeps import Row, Sweep
@@ -15,6 +16,13 @@ LOSSES = {
     "cross entropy, alpha 0.75": {"loss.gamma": 0.0, "loss.alpha": 0.75},
     "focal loss, alpha 0.25": {"loss.gamma": 2.0, "loss.alpha": 0.25},
     "OHEM, NMS 0.7, 512 anchors": {"loss.classification": "cross_entropy", **OHEM},
+}
+# Steps, and the weight of the boxes.
+LONG = {"shapes": (1600, 4.5), "bccd": (1200, 9.0)}
+IN_LONG = {
+    "plain cross entropy": {"loss.classification": "cross_entropy"},
+    "focal loss, alpha 0.25": {"loss.gamma": 2.0, "loss.alpha": 0.25},
+    "focal loss, alpha 0.75": {"loss.gamma": 2.0, "loss.alpha": 0.75},
 }
 
 
@@ -34,6 +42,15 @@ def get_sweep():
             )
             for name, settings in LOSSES.items()
             for weight in sorted({weight for weights in WEIGHTS.values() for weight in weights})
+        ]
+        + [
+            Row(
+                f"{steps} steps: {name}, boxes x {weight:.3g}",
+                {**settings, "loss.box_weight": weight, "optim.steps": steps},
+                data=(data,),
+            )
+            for data, (steps, weight) in LONG.items()
+            for name, settings in IN_LONG.items()
         ],
         source="Lin et al. 2017 (arXiv 1708.02002), section 4.1",
     )
