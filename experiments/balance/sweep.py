@@ -3,8 +3,8 @@
 focaljax sweep experiments/balance/sweep.py --workdir runs/balance [--config.data=bccd|coco]
 
 Gamma and alpha also change how large the classification loss is, and with it what boxes count beside it; so does OHEM,
-which divides by all anchors it keeps. What of their effect is that? Each with box losses of three or four weights, and the
-heaviest in a training four times as long, to be set beside `length`.
+which divides by all anchors it keeps. What of their effect is that? Each with box losses of three or four weights, and
+the heaviest in a training four times as long, to be set beside `length`.
 """
 
 from focaljax.sweeps import Row, Sweep
