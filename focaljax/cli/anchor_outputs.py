@@ -32,7 +32,7 @@ def anchor_outputs(workdir: str, split: str, images: int) -> Iterator[tuple[Arra
 
     Yields:
         Logits float32 `[A, K]`, whose sigmoid is the score of each class, of softmax losses too; and labels int32 `[A]`
-        as the training has them: a class id, `losses.BACKGROUND` or `losses.IGNORED`.
+        of all boxes of the image, by the run's matching: a class id, `losses.BACKGROUND` or `losses.IGNORED`.
 
     Raises:
         UsageError, DataError, CheckpointError: the run, its data or its weights cannot be read.
@@ -48,8 +48,7 @@ def anchor_outputs(workdir: str, split: str, images: int) -> Iterator[tuple[Arra
     )
     of_image = _outputs_of_image(config, build.make_model(config, classes), (height, width))
     count = min(images, len(source))
-    max_boxes = config.data.max_boxes or max(1, source.max_boxes)
-    for image in track(_padded(source, count, view, max_boxes), "outputs of anchors", count):
+    for image in track(_padded(source, count, view), "outputs of anchors", count):
         yield of_image(variables, *image)
 
 
@@ -71,12 +70,13 @@ def _outputs_of_image(config: Any, model: Any, shape: tuple[int, int]) -> Callab
     return of_image
 
 
-def _padded(source: Any, count: int, view: Callable[..., Any], max_boxes: int) -> Iterator[tuple[Any, ...]]:
+def _padded(source: Any, count: int, view: Callable[..., Any]) -> Iterator[tuple[Any, ...]]:
+    max_boxes = max(1, source.max_boxes)  # all of them, whatever data.max_boxes leaves to the training
     for index in range(count):
         example: Example = source[index]
         image, size = view(example.image)
         scale_y, scale_x = size[0] / example.image.shape[0], size[1] / example.image.shape[1]
-        N = min(max_boxes, len(example.labels))
+        N = len(example.labels)
         boxes = np.zeros((max_boxes, 4), np.float32)
         boxes[:N] = example.boxes_xyxy[:N] * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
         labels = np.zeros(max_boxes, np.int32)

@@ -33,11 +33,23 @@ def test_highest_score_of_an_image_is_that_of_its_best_detection(finished_run, o
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_outputs_of_a_softmax_loss_are_log_odds(finished_run, outputs, tmp_path):
-    workdir = shutil.copytree(finished_run, tmp_path / "run")
+def with_setting(run, folder, room, name, value):
+    workdir = shutil.copytree(run, folder / "run")
     settings = json.loads((workdir / "config.json").read_text())
-    settings["loss"]["classification"] = "softmax_focal"
+    settings[room][name] = value
     (workdir / "config.json").write_text(json.dumps(settings))
+    return workdir
+
+
+def test_boxes_beyond_those_of_the_training_count(finished_run, outputs, tmp_path):
+    workdir = with_setting(finished_run, tmp_path, "data", "max_boxes", 1)
+    labels = [of_image for _, of_image in anchor_outputs(str(workdir), "val", 3)]
+    np.testing.assert_array_equal(labels, [of_image for _, of_image in outputs])
+    assert any(len(set(of_image[of_image >= 0])) > 1 for _, of_image in outputs)  # more than one object
+
+
+def test_outputs_of_a_softmax_loss_are_log_odds(finished_run, outputs, tmp_path):
+    workdir = with_setting(finished_run, tmp_path, "loss", "classification", "softmax_focal")
     (logits, labels), *rest = anchor_outputs(str(workdir), "val", 1)
     assert not rest
     np.testing.assert_allclose(logits, softmax_log_odds(outputs[0][0]), rtol=1e-4, atol=1e-4)
