@@ -99,7 +99,7 @@ def _run_verb(arguments: list[str]) -> int:
         return 0
     _import_verb_needs(verb)
     _silence_libraries()
-    _keep_compiled_programs()
+    _prepare_process()
     return importlib.import_module(f"focaljax.cli.{verb}").main(rest)
 
 
@@ -137,10 +137,11 @@ def _silence_closed_event_loops() -> None:
     sys.unraisablehook = leave_out
 
 
-def _keep_compiled_programs() -> None:
-    from focaljax.cli.runtime import keep_compiled_programs
+def _prepare_process() -> None:
+    from focaljax.cli.runtime import keep_compiled_programs, keep_freed_memory
 
     keep_compiled_programs()
+    keep_freed_memory()
 
 
 def _is_expected(error: Exception) -> bool:

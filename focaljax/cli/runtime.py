@@ -27,8 +27,9 @@ from focaljax.training import mesh as meshes
 _MOST_BYTES = 4 * 2**30
 # What compiles faster is not kept; JAX's default of a second leaves many programs of a start out.
 _SHORTEST_COMPILATION = 0.2
-# M_ARENA_MAX of glibc's malloc.h.
-_ARENA_MAX = -8
+# Of glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_MOST = 2**31 - 1
 # What file systems without locks answer.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -40,9 +41,19 @@ def share_heap() -> None:
     that save checkpoints and read images for evaluations, no other thread takes. The environment's MALLOC_ARENA_MAX
     comes first; other systems' allocators are left alone.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        mallopt(_ARENA_MAX, 1)
+    _set_malloc("MALLOC_ARENA_MAX", _ARENA_MAX, 1)
+
+
+def keep_freed_memory() -> None:
+    """Keeps what is freed for what is allocated next, which makes steps on a CPU faster.
+
+    XLA allocates what a program needs on a CPU anew for every step. glibc gives blocks of such a size back to the
+    kernel as soon as they are free, and the kernel clears every page of the next one. The process stays as large as it
+    was at its largest. The environment's MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ come first; other systems'
+    allocators are left alone.
+    """
+    _set_malloc("MALLOC_TRIM_THRESHOLD_", _TRIM_THRESHOLD, _MOST)
+    _set_malloc("MALLOC_MMAP_THRESHOLD_", _MMAP_THRESHOLD, _MOST)
 
 
 def keep_compiled_programs() -> None:
@@ -217,6 +228,13 @@ def _is_one_of_several() -> bool:
 def _is_cloud_tpu() -> bool:
     """Whether this is a virtual machine with TPUs, of which there may be several to a slice."""
     return _has("libtpu") and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
+
+
+def _set_malloc(variable: str, parameter: int, value: int) -> None:
+    """Sets a parameter of glibc's allocator, unless the environment's variable does."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and variable not in os.environ:
+        mallopt(parameter, value)
 
 
 def _has(package: str) -> bool:

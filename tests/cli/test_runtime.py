@@ -54,6 +54,25 @@ libc.fclose(file)
 print(open(path).read().count("<heap nr"))
 """
 
+FAULTS = """
+import ctypes, resource
+
+from focaljax.cli.runtime import keep_freed_memory
+
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+size = 50_000_000
+def touch():
+    block = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5): touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
 
 def run(home, **variables):
     env = {name: value for name, value in os.environ.items() if name not in JAX_VARIABLES}
@@ -192,3 +211,19 @@ def test_threads_allocate_from_one_heap_unless_the_environment_says_otherwise():
         )
 
     assert heaps() == 1 < heaps(MALLOC_ARENA_MAX="8")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
+@pytest.mark.parametrize("variable", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"])
+def test_freed_memory_is_not_cleared_again_unless_the_environment_says_otherwise(variable):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+    def faults(**variables):
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS], env=environment | variables, check=True, capture_output=True
+            ).stdout
+        )
+
+    # 250 MB, in pages of 2 MB where the kernel gives such.
+    assert faults() < 20 < 100 < faults(**{variable: "131072"})
