@@ -24,6 +24,8 @@ IN_LONG = {
     "focal loss, alpha 0.25": {"loss.gamma": 2.0, "loss.alpha": 0.25},
     "focal loss, alpha 0.75": {"loss.gamma": 2.0, "loss.alpha": 0.75},
 }
+# On shapes, with at most one object an image, the normalisers are nearly the same.
+BY_BATCH = {name: settings for name, settings in LOSSES.items() if name != "OHEM, NMS 0.7, 512 anchors"}
 
 
 def get_sweep():
@@ -51,6 +53,14 @@ def get_sweep():
             )
             for data, (steps, weight) in LONG.items()
             for name, settings in IN_LONG.items()
+        ]
+        + [
+            Row(
+                f"{name}, by batch, boxes x 9",
+                {**settings, "loss.normalizer": "batch", "loss.box_weight": 9.0},
+                data=("bccd",),
+            )
+            for name, settings in BY_BATCH.items()
         ],
         source="Lin et al. 2017 (arXiv 1708.02002), section 4.1",
     )
