@@ -74,21 +74,6 @@ def test_spread_of_seeds_is_pooled_over_what_ran_with_several():
     assert spread == ["On shapes it is 0.082 for AP (pooled over 2 settings)."]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--split", "foo"], "invalid choice"),
-        (["--images", "0"], "at least 1"),
-        ([], "does not exist: --workdir must be"),
-    ],
-)
-def test_mistake_of_figure_4_is_one_line(tmp_path, capsys, arguments, words):
-    with pytest.raises(SystemExit) as ended:
-        figure4["main"](["--workdir", str(tmp_path), *arguments])
-    assert ended.value.code == 2
-    assert words in capsys.readouterr().err
-
-
 def test_share_of_the_hardest_and_the_cumulative_sum_agree():
     loss = np.random.default_rng(0).exponential(size=1000).astype(np.float32)
     sums = figure4["cumulative"](loss)

@@ -1,17 +1,17 @@
 """Figure 4: which anchors the loss of a trained detector comes from, by gamma.
 
-python experiments/figure4/figure4.py --workdir RUN [--split val] [--images 300] [--out experiments/figure4]
+python experiments/figure4/figure4.py --workdir RUN [RUN ...] [--split val] [--images 300] [--out experiments/figure4]
 
 One trained model, four losses that differ in gamma: the losses of all assigned anchors, and of all background anchors,
-each sorted and summed up from the smallest, as a share of their sum. Writes figure4.png, and results.csv: the share of
-the loss that the hardest anchors have.
+each sorted and summed up from the smallest, as a share of their sum. Writes figure4.png, a row of panels for each run,
+and results.csv: the share of the loss that the hardest anchors have.
 """
 
-import argparse
 import csv
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from focaljax import losses
-from focaljax.cli import datasets
-from focaljax.cli.anchor_outputs import anchor_outputs
-from focaljax.cli.main import UsageError
+from focaljax.cli.anchor_outputs import anchor_outputs, figure_of_runs
 from focaljax.cli.sweep_runs import provenance
-from focaljax.data.example import DataError
-from focaljax.training.checkpoints import CheckpointError
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = (0.001, 0.01, 0.1, 0.2, 0.5)
@@ -33,26 +29,19 @@ POINTS = 2000
 
 def main(arguments: list[str] | None = None) -> None:
     """Makes the figure and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="of a run of `focaljax train`")
-    parser.add_argument("--split", default="val", choices=datasets.SPLITS, help="of its data (default val)")
-    parser.add_argument("--images", type=int, default=300, help="the first so many (default 300)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent, metavar="DIR")
-    options = parser.parse_args(arguments)
-    if options.images < 1:
-        parser.error(f"--images {options.images}: expected at least 1")
-    try:
-        positives, negatives = anchor_losses(options.workdir, options.split, options.images)
-    except (UsageError, DataError, CheckpointError) as error:
-        parser.error(str(error))
-    options.out.mkdir(parents=True, exist_ok=True)
-    made = {"run": options.workdir, "split": options.split, **provenance()}
-    write_table(options.out / "results.csv", positives, negatives, made)
-    draw(options.out / "figure4.png", positives, negatives)
-    print(
-        f"{options.workdir}: {positives.shape[1]:,} assigned and {negatives.shape[1]:,} background anchors "
-        f"-> {options.out}/figure4.png, results.csv"
-    )
+    options, found = figure_of_runs(__doc__, pathlib.Path(__file__).parent, arguments, anchor_losses, images=300)
+    made = {"split": options.split, "images": options.images, **provenance()}
+    rows = [
+        {"data": name["data"], **row, "run": workdir, **made}
+        for workdir, name, of_run in found
+        for row in shares(*of_run)
+    ]
+    with (options.out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(options.out / "figure4.png", [(name["data"] or workdir, *of_run) for workdir, name, of_run in found])
+    print(f"{len(found)} runs -> {options.out}/figure4.png, results.csv")
 
 
 def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,17 +58,19 @@ def anchor_losses(workdir: str, split: str, images: int) -> tuple[np.ndarray, np
     return np.concatenate(found[0], axis=1), np.concatenate(found[1], axis=1)
 
 
-def write_table(path: pathlib.Path, positives: np.ndarray, negatives: np.ndarray, made: Mapping[str, str]) -> None:
-    """Writes how much of each sum the hardest anchors have, and of what run, where and with what it was made."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["anchors", "gamma", "number", "sum", *(f"hardest {share:g}" for share in HARDEST), *made])
-        for name, values in (("positive", positives), ("negative", negatives)):
-            for gamma, of_gamma in zip(GAMMAS, values, strict=True):
-                shares = [f"{share_of_hardest(of_gamma, share):.4f}" for share in HARDEST]
-                writer.writerow(
-                    [name, gamma, len(of_gamma), f"{of_gamma.sum(dtype=np.float64):.6g}", *shares, *made.values()]
-                )
+def shares(positives: np.ndarray, negatives: np.ndarray) -> list[dict[str, Any]]:
+    """Returns for both kinds of anchors and each gamma the sum of the losses, and how much of it the hardest have."""
+    return [
+        {
+            "anchors": kind,
+            "gamma": gamma,
+            "number": len(loss),
+            "sum": f"{loss.sum(dtype=np.float64):.6g}",
+            **{f"hardest {share:g}": f"{share_of_hardest(loss, share):.4f}" for share in HARDEST},
+        }
+        for kind, of_kind in (("assigned", positives), ("background", negatives))
+        for gamma, loss in zip(GAMMAS, of_kind, strict=True)
+    ]
 
 
 def share_of_hardest(loss: np.ndarray, share: float) -> float:
@@ -102,21 +93,25 @@ def cumulative(loss: np.ndarray) -> np.ndarray:
     return sums / sums[-1]
 
 
-def draw(path: pathlib.Path, positives: np.ndarray, negatives: np.ndarray) -> None:
-    """Draws the cumulative distributions as the paper does."""
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, name, values in zip(panels, ("assigned", "background"), (positives, negatives), strict=True):
-        for gamma, of_gamma in zip(GAMMAS, values, strict=True):
-            sums = cumulative(of_gamma)
-            # Where the curve bends is at the end: points by rank, closer together there.
-            ranks = np.unique(np.round((1 - np.geomspace(1, 1 / len(sums), POINTS)) * len(sums)).astype(int))
-            ranks = np.union1d(ranks, np.linspace(0, len(sums) - 1, POINTS).astype(int))
-            axes.plot((ranks + 1) / len(sums), sums[ranks], label=f"$\\gamma$ = {gamma:g}")
-        axes.set(xlabel=f"share of {name} anchors, by their loss", title=f"{values.shape[1]:,} {name} anchors")
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    panels[0].set_ylabel("share of the loss")
+def draw(path: pathlib.Path, runs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
+    """Draws the cumulative distributions as the paper does, a row of panels for each run, which has a name first."""
+    figure = Figure(figsize=(9.0, 3.8 * len(runs)), layout="constrained")
+    panels = figure.subplots(len(runs), 2, sharey=True, squeeze=False)
+    for of_row, (name, *of_run) in zip(panels, runs, strict=True):
+        of_row[0].set_ylabel("share of the loss")
+        for axes, kind, values in zip(of_row, ("assigned", "background"), of_run, strict=True):
+            for gamma, of_gamma in zip(GAMMAS, values, strict=True):
+                sums = cumulative(of_gamma)
+                # Where the curve bends is at the end: points by rank, closer together there.
+                ranks = np.unique(np.round((1 - np.geomspace(1, 1 / len(sums), POINTS)) * len(sums)).astype(int))
+                ranks = np.union1d(ranks, np.linspace(0, len(sums) - 1, POINTS).astype(int))
+                axes.plot((ranks + 1) / len(sums), sums[ranks], label=f"$\\gamma$ = {gamma:g}")
+            axes.set(
+                xlabel=f"share of {kind} anchors, by their loss",
+                title=f"{name}: {values.shape[1]:,} {kind} anchors",
+            )
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 

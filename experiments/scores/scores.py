@@ -7,9 +7,7 @@ assigned anchor has for its class, and the scores that background anchors have, 
 quantiles of both, and scores.png, the same as bars: a detector is good where they lie apart, wherever that is.
 """
 
-import argparse
 import csv
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,12 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from focaljax import losses
-from focaljax.cli import datasets
-from focaljax.cli.anchor_outputs import anchor_outputs
-from focaljax.cli.main import UsageError
+from focaljax.cli.anchor_outputs import anchor_outputs, figure_of_runs
 from focaljax.cli.sweep_runs import provenance
-from focaljax.data.example import DataError
-from focaljax.training.checkpoints import CheckpointError
 
 QUANTILES = {"assigned": (0.1, 0.5, 0.9), "background": (0.5, 0.99, 0.9999)}
 TICKS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
@@ -34,22 +28,8 @@ COLORS = {"assigned": "tab:blue", "background": "tab:gray"}
 
 def main(arguments: list[str] | None = None) -> None:
     """Makes the figure and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, nargs="+", metavar="RUN", help="of runs of `focaljax train`")
-    parser.add_argument("--split", default="val", choices=datasets.SPLITS, help="of their data (default val)")
-    parser.add_argument("--images", type=int, default=87, help="the first so many (default 87)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent, metavar="DIR")
-    options = parser.parse_args(arguments)
-    if options.images < 1:
-        parser.error(f"--images {options.images}: expected at least 1")
-    rows = []
-    for workdir in options.workdir:
-        try:
-            assigned, background = scores(workdir, options.split, options.images)
-        except (UsageError, DataError, CheckpointError) as error:
-            parser.error(str(error))
-        rows.append({**name_of(pathlib.Path(workdir)), **quantiles(assigned, background), "run": workdir})
-    options.out.mkdir(parents=True, exist_ok=True)
+    options, found = figure_of_runs(__doc__, pathlib.Path(__file__).parent, arguments, scores, images=87)
+    rows = [{**name, **quantiles(*of_run), "run": workdir} for workdir, name, of_run in found]
     made = {"split": options.split, "images": str(options.images), **provenance()}
     write_table(options.out / "results.csv", rows, made)
     draw(options.out / "scores.png", rows)
@@ -66,15 +46,6 @@ def scores(workdir: str, split: str, images: int) -> tuple[np.ndarray, np.ndarra
         assigned.append(of_image[index, labels[index]])
         background.append(of_image[labels == losses.BACKGROUND].ravel())
     return np.concatenate(assigned), np.concatenate(background)
-
-
-def name_of(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the data set, row and AP of a run of a sweep; of another the name of its folder."""
-    try:
-        result = json.loads((folder / "result.json").read_text())
-        return {"data": result["data"], "row": result["row"], "seed": result["seed"], "AP": f"{result['AP']:.3f}"}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"data": "", "row": folder.name, "seed": "", "AP": ""}
 
 
 def quantiles(assigned: np.ndarray, background: np.ndarray) -> dict[str, Any]:

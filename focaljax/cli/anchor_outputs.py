@@ -1,8 +1,11 @@
 """What a trained detector gives for each anchor, beside what the anchor was assigned to: for looking into a loss."""
 
+import argparse
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +14,70 @@ import numpy as np
 from focaljax.cli import build, datasets, prediction
 from focaljax.cli.console import track
 from focaljax.cli.evaluate import load_detector, saved_run
-from focaljax.data.example import Example
+from focaljax.cli.main import UsageError
+from focaljax.data.example import DataError, Example
 from focaljax.data.transforms import resize_and_pad
 from focaljax.detection import AnchorTargets, assign_anchors, pyramid_anchors
 from focaljax.detection.postprocess import softmax_log_odds
 from focaljax.models.retinanet import normalize_images
 from focaljax.training import mesh as meshes
+from focaljax.training.checkpoints import CheckpointError
 from focaljax.training.classification import is_softmax
 
 Array = jax.Array
+T = TypeVar("T")
+
+
+def figure_of_runs(
+    description: str | None,
+    out: pathlib.Path,
+    arguments: Sequence[str] | None,
+    of_run: Callable[[str, str, int], T],
+    *,
+    images: int,
+) -> tuple[argparse.Namespace, list[tuple[str, dict[str, Any], T]]]:
+    """Reads the command line of a script that makes a figure of trained detectors, and looks into each.
+
+    Args:
+        description: of the script.
+        out: where the figure goes if nothing else is said.
+        arguments: of the command line; None: those of the process.
+        of_run: what is wanted of a run: from its folder, the split and the number of images.
+        images: how many if nothing else is said.
+
+    Returns:
+        The options `workdir`, `split`, `images` and `out`, a folder that is there now; and for each run its folder,
+        its name as by `name_of`, and what is wanted of it.
+
+    Raises:
+        SystemExit: the command line is wrong, or a run cannot be read; one line says what.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, nargs="+", metavar="RUN", help="of runs of `focaljax train`")
+    parser.add_argument("--split", default="val", choices=datasets.SPLITS, help="of their data (default val)")
+    parser.add_argument("--images", type=int, default=images, help=f"the first so many (default {images})")
+    parser.add_argument("--out", type=pathlib.Path, default=out, metavar="DIR")
+    options = parser.parse_args(arguments)
+    if options.images < 1:
+        parser.error(f"--images {options.images}: expected at least 1")
+    try:
+        found = [
+            (workdir, name_of(pathlib.Path(workdir)), of_run(workdir, options.split, options.images))
+            for workdir in options.workdir
+        ]
+    except (UsageError, DataError, CheckpointError) as error:
+        parser.error(str(error))
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options, found
+
+
+def name_of(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the data set, row, seed and AP of a run of a sweep; of another the name of its folder."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        return {"data": result["data"], "row": result["row"], "seed": result["seed"], "AP": f"{result['AP']:.3f}"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"data": "", "row": folder.name, "seed": "", "AP": ""}
 
 
 def anchor_outputs(workdir: str, split: str, images: int) -> Iterator[tuple[Array, Array]]:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from focaljax import losses
-from focaljax.cli.anchor_outputs import anchor_outputs
+from focaljax.cli.anchor_outputs import anchor_outputs, name_of
 from focaljax.detection.postprocess import softmax_log_odds
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "experiments" / "scores" / "scores.py"
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+SCORES, FIGURE4 = EXPERIMENTS / "scores" / "scores.py", EXPERIMENTS / "figure4" / "figure4.py"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_outputs_of_a_softmax_loss_are_log_odds(finished_run, outputs, tmp_path)
 
 
 def test_scores_of_objects_and_background_are_told_apart(finished_run, outputs, tmp_path):
-    script = runpy.run_path(str(SCRIPT))
+    script = runpy.run_path(str(SCORES))
     script["main"](["--workdir", str(finished_run), "--images", "3", "--out", str(tmp_path)])
     with (tmp_path / "results.csv").open() as file:
         (row,) = csv.DictReader(file)
@@ -78,19 +79,43 @@ def test_scores_of_objects_and_background_are_told_apart(finished_run, outputs, 
 
 
 def test_run_of_a_sweep_has_the_name_of_its_row(tmp_path):
-    name_of = runpy.run_path(str(SCRIPT))["name_of"]
     (tmp_path / "result.json").write_text(json.dumps({"data": "bccd", "row": "GHM", "seed": 1, "AP": 0.25}))
     assert name_of(tmp_path) == {"data": "bccd", "row": "GHM", "seed": 1, "AP": "0.250"}
     (tmp_path / "result.json").write_text("{")
     assert name_of(tmp_path)["row"] == tmp_path.name
 
 
+def test_figure4_has_the_losses_of_all_anchors_of_each_run(finished_run, outputs, tmp_path):
+    script = runpy.run_path(str(FIGURE4))
+    script["main"](["--workdir", str(finished_run), str(finished_run), "--images", "3", "--out", str(tmp_path)])
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[:8] == rows[8:]
+    for row in rows[:8]:
+        gamma, losses_of = float(row["gamma"]), []
+        for logits, labels in outputs:
+            targets = labels[:, None] == np.arange(logits.shape[1])
+            p_other = 1 / (1 + np.exp(np.where(targets, logits, -logits).astype(np.float64)))
+            loss = (p_other**gamma * -np.log1p(-p_other)).sum(axis=1)
+            losses_of.append(loss[labels >= 0 if row["anchors"] == "assigned" else labels == losses.BACKGROUND])
+        loss = np.sort(np.concatenate(losses_of))
+        assert int(row["number"]) == len(loss)
+        assert float(row["sum"]) == pytest.approx(loss.sum(), rel=1e-4)
+        assert float(row["hardest 0.1"]) == pytest.approx(loss[-round(len(loss) / 10) :].sum() / loss.sum(), abs=1e-3)
+    assert cv2.imread(str(tmp_path / "figure4.png")).std() > 5
+
+
+@pytest.mark.parametrize("script", [SCORES, FIGURE4])
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--images", "0"], "at least 1"), ([], "does not exist: --workdir must be")],
+    [
+        (["--split", "foo"], "invalid choice"),
+        (["--images", "0"], "at least 1"),
+        ([], "does not exist: --workdir must be"),
+    ],
 )
-def test_mistake_is_one_line(tmp_path, capsys, arguments, words):
+def test_mistake_is_one_line(tmp_path, capsys, script, arguments, words):
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT))["main"](["--workdir", str(tmp_path), *arguments])
+        runpy.run_path(str(script))["main"](["--workdir", str(tmp_path), *arguments])
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
