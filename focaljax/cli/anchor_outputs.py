@@ -14,7 +14,7 @@ import numpy as np
 from focaljax.cli import build, datasets, prediction
 from focaljax.cli.console import track
 from focaljax.cli.evaluate import load_detector, saved_run
-from focaljax.cli.main import UsageError
+from focaljax.cli.main import UsageError, silence_libraries
 from focaljax.data.example import DataError, Example
 from focaljax.data.transforms import resize_and_pad
 from focaljax.detection import AnchorTargets, assign_anchors, pyramid_anchors
@@ -60,6 +60,7 @@ def figure_of_runs(
     options = parser.parse_args(arguments)
     if options.images < 1:
         parser.error(f"--images {options.images}: expected at least 1")
+    silence_libraries()
     try:
         found = [
             (workdir, name_of(pathlib.Path(workdir)), of_run(workdir, options.split, options.images))

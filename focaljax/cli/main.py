@@ -98,7 +98,7 @@ def _run_verb(arguments: list[str]) -> int:
         print(_verb_help(verb))
         return 0
     _import_verb_needs(verb)
-    _silence_libraries()
+    silence_libraries()
     _prepare_process()
     return importlib.import_module(f"focaljax.cli.{verb}").main(rest)
 
@@ -119,7 +119,7 @@ def _import_verb_needs(verb: str) -> None:
         raise UsageError(f"`focaljax {verb}` needs the package {error.name}: pip install 'focaljax[train]'") from error
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Keeps the libraries' remarks from the terminal; what matters of them is raised or said by focaljax itself."""
     from absl import logging
 
