@@ -29,14 +29,14 @@ def test_figure_has_the_anchors_of_every_object(finished_run, one_device, tmp_pa
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["anchors"], float(row["gamma"])) for row in rows] == [
-        (name, gamma) for name in ("positive", "negative") for gamma in figure4["GAMMAS"]
+        (name, gamma) for name in ("assigned", "background") for gamma in figure4["GAMMAS"]
     ]
-    positive, negative = rows[: len(figure4["GAMMAS"])], rows[len(figure4["GAMMAS"]) :]
+    assigned, background = rows[: len(figure4["GAMMAS"])], rows[len(figure4["GAMMAS"]) :]
     # The low-quality rule leaves no object without an anchor.
-    assert {row["number"] for row in positive} == {positive[0]["number"]}
-    assert int(positive[0]["number"]) >= objects > 0
-    assert int(negative[0]["number"]) > int(positive[0]["number"])
-    for of_kind in (positive, negative):
+    assert {row["number"] for row in assigned} == {assigned[0]["number"]}
+    assert int(assigned[0]["number"]) >= objects > 0
+    assert int(background[0]["number"]) > int(assigned[0]["number"])
+    for of_kind in (assigned, background):
         assert (np.diff([float(row["sum"]) for row in of_kind]) < 0).all()
         assert 0 < float(of_kind[0]["hardest 0.1"]) <= float(of_kind[0]["hardest 0.5"]) < 1
     assert cv2.imread(str(tmp_path / "figure4.png")).std() > 5
