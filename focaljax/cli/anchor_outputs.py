@@ -1,4 +1,4 @@
-"""What a trained detector gives for each anchor, beside what the anchor was assigned to: for looking into a loss."""
+"""What a trained detector gives for each anchor, beside what the anchor was assigned to: for figures of a loss."""
 
 import argparse
 import functools

@@ -85,26 +85,6 @@ def test_run_of_a_sweep_has_the_name_of_its_row(tmp_path):
     assert name_of(tmp_path)["row"] == tmp_path.name
 
 
-def test_figure4_has_the_losses_of_all_anchors_of_each_run(finished_run, outputs, tmp_path):
-    script = runpy.run_path(str(FIGURE4))
-    script["main"](["--workdir", str(finished_run), str(finished_run), "--images", "3", "--out", str(tmp_path)])
-    with (tmp_path / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows[:8] == rows[8:]
-    for row in rows[:8]:
-        gamma, losses_of = float(row["gamma"]), []
-        for logits, labels in outputs:
-            targets = labels[:, None] == np.arange(logits.shape[1])
-            p_other = 1 / (1 + np.exp(np.where(targets, logits, -logits).astype(np.float64)))
-            loss = (p_other**gamma * -np.log1p(-p_other)).sum(axis=1)
-            losses_of.append(loss[labels >= 0 if row["anchors"] == "assigned" else labels == losses.BACKGROUND])
-        loss = np.sort(np.concatenate(losses_of))
-        assert int(row["number"]) == len(loss)
-        assert float(row["sum"]) == pytest.approx(loss.sum(), rel=1e-4)
-        assert float(row["hardest 0.1"]) == pytest.approx(loss[-round(len(loss) / 10) :].sum() / loss.sum(), abs=1e-3)
-    assert cv2.imread(str(tmp_path / "figure4.png")).std() > 5
-
-
 @pytest.mark.parametrize("script", [SCORES, FIGURE4])
 @pytest.mark.parametrize(
     ("arguments", "words"),
