@@ -24,7 +24,7 @@ IN_LONG = {
     "focal loss, alpha 0.25": {"loss.gamma": 2.0, "loss.alpha": 0.25},
     "focal loss, alpha 0.75": {"loss.gamma": 2.0, "loss.alpha": 0.75},
 }
-# OHEM divides by the anchors it keeps; on shapes, with at most one object an image, the normalisers are nearly the same.
+# OHEM divides by the anchors it keeps; with at most one object an image, as on shapes, it is nearly the same.
 BY_BATCH = ("cross entropy, alpha 0.75", "focal loss, alpha 0.25")
 
 
